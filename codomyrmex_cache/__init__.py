@@ -1,0 +1,60 @@
+"""Memoization for Python: a decorator, a direct API, and backends in memory, in files and on Redis.
+
+Each public name is imported when it is first asked for, so that a program pays only for the rooms it enters.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from codomyrmex_cache._entry import MISSING, Entry
+    from codomyrmex_cache.backends.file_based import FileBasedBackend
+    from codomyrmex_cache.backends.in_memory import InMemoryBackend
+    from codomyrmex_cache.backends.redis import RedisBackend
+    from codomyrmex_cache.cache import Cache
+    from codomyrmex_cache.decorator import cached
+    from codomyrmex_cache.errors import CacheError
+    from codomyrmex_cache.manager import CacheManager, get_cache
+    from codomyrmex_cache.stats import CacheStats
+
+__all__ = [
+    "MISSING",
+    "Cache",
+    "CacheError",
+    "CacheManager",
+    "CacheStats",
+    "Entry",
+    "FileBasedBackend",
+    "InMemoryBackend",
+    "RedisBackend",
+    "cached",
+    "get_cache",
+]
+
+_ROOMS = {
+    "MISSING": "_entry",
+    "Cache": "cache",
+    "CacheError": "errors",
+    "CacheManager": "manager",
+    "CacheStats": "stats",
+    "Entry": "_entry",
+    "FileBasedBackend": "backends.file_based",
+    "InMemoryBackend": "backends.in_memory",
+    "RedisBackend": "backends.redis",
+    "cached": "decorator",
+    "get_cache": "manager",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

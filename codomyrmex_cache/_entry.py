@@ -1,0 +1,61 @@
+"""What a backend stores, and the sentinel for what it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, Literal
+
+__all__ = ["MISSING", "Clock", "Entry", "Missing"]
+
+Clock = Callable[[], float]
+"""Seconds since some fixed moment; only differences and comparisons are meaningful."""
+
+
+class Missing(Enum):
+    """The type of `MISSING`; an enum, so that it pickles to itself and type checkers narrow it."""
+
+    MISSING = "MISSING"
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+    __str__ = __repr__
+
+
+MISSING: Final = Missing.MISSING
+"""No value: what `peek` answers on a miss, since `None` is a value like any other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One stored value with its times, in seconds of the namespace's clock.
+
+    Args:
+        value: the value itself for users and object backends, the sealed bytes for byte backends.
+        created: when it was stored.
+        fresh_until: from then on it is no longer served; `None` means for ever.
+        expires_at: from then on a backend may drop it; `None` means never.
+        cost: seconds the load took.
+        digest: 256-bit digest of the call's encoding, compared on read; empty for direct keys.
+        shared: the value may be handed out by reference (immutable, or `copy=False`).
+        awaited: the function returned an awaitable and this is what it resolved to.
+    """
+
+    value: Any
+    created: float = 0.0
+    fresh_until: float | None = None
+    expires_at: float | None = None
+    cost: float = 0.0
+    digest: bytes = b""
+    shared: bool = False
+    awaited: bool = False
+
+    @property
+    def ttl(self) -> float | None:
+        """Seconds of fresh life it was stored with; `None` means for ever."""
+        return None if self.fresh_until is None else self.fresh_until - self.created

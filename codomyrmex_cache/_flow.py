@@ -1,0 +1,286 @@
+"""What happens on everything but a hot hit, written once.
+
+Each function here is a generator of *effects*: it yields what it wants done and is sent the result (or thrown the
+exception).  It does no I/O, reads no clock and knows no threads, so `_drive` can run it blocking or in an event loop,
+and a test can step two of them by hand in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from inspect import isawaitable
+from typing import Any, NamedTuple, TypeVar
+
+from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._flight import Abandoned, Failed, Flight, Landed, Outcome
+from codomyrmex_cache._policy import Ttl, is_fresh, lifetime, new_entry
+from codomyrmex_cache._space import Space
+from codomyrmex_cache.errors import CacheCodecError, EnvelopeError
+from codomyrmex_cache.keys import Key
+from codomyrmex_cache.stats import Counters
+
+__all__ = [
+    "Answer", "AwaitableResult", "Call", "Effect", "Flow", "Lead", "Load", "Now", "Request", "Wait",
+    "call", "compute", "load", "pack", "read", "usable", "write",
+]  # fmt: skip
+
+
+class Call(NamedTuple):
+    """Do this to the backend."""
+
+    verb: str
+    arguments: tuple[Any, ...]
+
+
+class Load(NamedTuple):
+    """Run the user's function."""
+
+    invoke: Callable[[], Any]
+
+
+class Lead(NamedTuple):
+    """Run this flow as the leader of the flight: here and now, or as a task of its own."""
+
+    flight: Flight
+    flow: Generator[Any, Any, None]
+
+
+class Wait(NamedTuple):
+    """Until the flight has ended; answers its outcome."""
+
+    flight: Flight
+
+
+class Now(NamedTuple):
+    """What the clock says."""
+
+
+Effect = Call | Load | Lead | Wait | Now
+T = TypeVar("T")
+Flow = Generator[Effect, Any, T]
+"""Yields effects, is sent their results, returns a T."""
+
+
+class AwaitableResult(Exception):  # noqa: N818  a signal, never seen outside
+    """The function turned out to return an awaitable; the call starts over in the event loop with it."""
+
+    def __init__(self, awaitable: Any) -> None:
+        self.awaitable = awaitable
+        super().__init__()
+
+
+class Request(NamedTuple):
+    """One call that may need its function.
+
+    Args:
+        key: of the call.
+        invoke: runs the function with the call's arguments.
+        counters: where the outcome is counted.
+        ttl: fresh time, or a callable on the result.
+        copy: whether stored values are kept apart from handed-out ones.
+        awaits: whether the driver awaits what `invoke` gives back.
+    """
+
+    key: Key
+    invoke: Callable[[], Any]
+    counters: Counters
+    ttl: Ttl = None
+    copy: bool = True
+    awaits: bool = False
+
+
+class Answer(NamedTuple):
+    """What a call comes to: an entry, or the exception that its function raised."""
+
+    entry: Entry | None
+    error: BaseException | None = None
+
+    @property
+    def value(self) -> Any:
+        """The value, or the exception raised."""
+        if self.entry is None:
+            assert self.error is not None
+            raise self.error
+        return self.entry.value
+
+
+# -- reading and writing ---------------------------------------------------------------------------------------------
+
+
+def read(space: Space, key: Key, counters: Counters, *, copy: bool = True) -> Flow[Entry | None]:
+    """The fresh entry under the key, or `None`.  What cannot be read, verified or decoded is a miss, counted by kind."""
+    stored = space.stored(key.text)
+    try:
+        raw = yield Call("get", (stored,))
+    except Exception as error:
+        space.backend_failed("get", error, counters)
+        return None
+    if raw is None:
+        return None
+    now = yield Now()
+    return usable(space, stored, raw, key.digest, now, counters, copy=copy)
+
+
+def usable(
+    space: Space, stored: bytes, raw: Entry, digest: bytes, now: float, counters: Counters, *, copy: bool
+) -> Entry | None:
+    """What a backend gave, verified, decoded and fresh; or `None`, counted by its reason."""
+    try:
+        entry = space.payloads.unpack(stored, raw, digest, copy=copy)
+    except (EnvelopeError, CacheCodecError) as error:
+        kind = error.kind if isinstance(error, EnvelopeError) else "undecodable"
+        counters.error(kind)
+        space.warn_once((kind,), "namespace %r: unreadable entry taken as a miss (%s: %s)", space.name, kind, error)
+        return None
+    if is_fresh(entry, now):
+        return entry
+    counters.add("expirations")
+    return None
+
+
+def pack(space: Space, key: Key, entry: Entry, counters: Counters, *, copy: bool) -> Entry | None:
+    """The stored form of an entry, or `None` (counted, logged once per type) if the value cannot be stored."""
+    try:
+        return space.payloads.pack(space.stored(key.text), entry, copy=copy)
+    except Exception as error:  # encoders, reducers and state are user code
+        counters.error("unstorable")
+        space.warn_once(
+            ("unstorable", type(entry.value).__qualname__),
+            "namespace %r: a result of type %s is returned but not stored: %s",
+            space.name, type(entry.value).__qualname__, error,
+        )  # fmt: skip
+        return None
+
+
+def write(space: Space, key: Key, packed: Entry, counters: Counters) -> Flow[None]:
+    """Give the packed entry to the backend."""
+    try:
+        yield Call("set", (space.stored(key.text), packed))
+    except Exception as error:
+        space.backend_failed("set", error, counters)
+    else:
+        counters.add("sets")
+
+
+# -- a call that may load --------------------------------------------------------------------------------------------
+
+
+def call(space: Space, request: Request) -> Flow[Answer]:
+    """Answer from the store, from a load under way, or by running the function."""
+    counters = request.counters
+    entry = yield from read(space, request.key, counters, copy=request.copy)
+    if entry is not None:
+        counters.hit(entry.cost)
+        return Answer(entry)
+    stored = space.stored(request.key.text)
+    while True:
+        flight, leads = space.flights.join(stored)
+        if not leads and flight.waits_for_itself(blocking=not request.awaits):
+            flight.leave()
+            return (yield from compute(request))
+        if leads:
+            yield Lead(flight, _lead(space, request, flight))
+        outcome: Outcome = yield Wait(flight)
+        answer = _leader_answer(request, outcome) if leads else (yield from _follower_answer(space, request, outcome))
+        if answer is not None:
+            return answer
+
+
+def compute(request: Request) -> Flow[Answer]:
+    """Run the function and leave the store alone."""
+    request.counters.add("bypasses")
+    try:
+        value = yield Load(request.invoke)
+    except Exception as error:
+        return Answer(None, error)
+    return Answer(Entry(value))
+
+
+def _lead(space: Space, request: Request, flight: Flight) -> Flow[None]:
+    outcome: Outcome | None = None
+    try:
+        entry = yield from read(space, request.key, request.counters, copy=request.copy)
+        if entry is not None:  # stored between this call's first look and its flight
+            packed = pack(space, request.key, entry, request.counters, copy=request.copy)
+            outcome = Landed(entry, packed, found=True)
+        else:
+            outcome = yield from load(space, request, flight)
+    except BaseException as error:
+        outcome = Abandoned(error)
+        raise
+    finally:
+        space.flights.end(flight, outcome or Abandoned(GeneratorExit()))
+
+
+def load(space: Space, request: Request, flight: Flight) -> Flow[Outcome]:
+    """Run the function and store its result unless the flight was fenced meanwhile."""
+    counters = request.counters
+    started = yield Now()
+    try:
+        value = yield Load(request.invoke)
+    except Exception as error:
+        counters.load((yield Now()) - started, failed=True)
+        return Failed(error)
+    if not request.awaits and isawaitable(value):
+        raise AwaitableResult(value)
+    now = yield Now()
+    counters.load(now - started)
+    seconds = _checked_lifetime(space, request, value)
+    entry = new_entry(value, seconds, now, cost=now - started, digest=request.key.digest, awaited=request.awaits)
+    packed = pack(space, request.key, entry, counters, copy=request.copy)
+    if packed is not None and seconds != 0 and not flight.fenced:
+        yield from write(space, request.key, packed, counters)
+    return Landed(entry, packed)
+
+
+def _checked_lifetime(space: Space, request: Request, value: object) -> float | None:
+    """The lifetime; a ttl callable that fails costs the storing, not the call."""
+    try:
+        return lifetime(request.ttl, value)
+    except Exception as error:  # the callable is user code
+        request.counters.error("ttl")
+        space.warn_once(("ttl",), "namespace %r: ttl callable failed, result not stored (%s)", space.name, error)
+        return 0.0
+
+
+def _leader_answer(request: Request, outcome: Outcome) -> Answer:
+    counters = request.counters
+    if isinstance(outcome, Landed) and outcome.found:
+        counters.hit(outcome.entry.cost)
+        return Answer(outcome.entry)
+    counters.add("misses")
+    if isinstance(outcome, Landed):
+        return Answer(outcome.entry)
+    return Answer(None, outcome.error)
+
+
+def _follower_answer(space: Space, request: Request, outcome: Outcome) -> Flow[Answer | None]:
+    """The follower's own copy; `None` to start over."""
+    counters = request.counters
+    if isinstance(outcome, Abandoned):
+        return None
+    if isinstance(outcome, Failed):
+        counters.add("coalesced")
+        return Answer(None, _own_copy(outcome.error))
+    if outcome.packed is None:  # cannot be kept apart from the leader's value, so it is not shared
+        return (yield from compute(request))
+    try:
+        stored = space.stored(request.key.text)
+        entry = space.payloads.unpack(stored, outcome.packed, request.key.digest, copy=request.copy)
+    except (EnvelopeError, CacheCodecError):
+        return (yield from compute(request))
+    counters.add("coalesced")
+    return Answer(replace(entry, awaited=outcome.entry.awaited))
+
+
+def _own_copy(error: Exception) -> Exception:
+    """The same exception for another caller, so that tracebacks and notes do not pile up on one object."""
+    try:
+        twin = type(error).__new__(type(error), *error.args)
+        twin.__dict__.update(error.__dict__)
+        twin.args = error.args
+    except Exception:  # an exception class with ideas of its own is shared instead
+        return error
+    twin.__cause__, twin.__suppress_context__ = error.__cause__, error.__suppress_context__
+    return twin

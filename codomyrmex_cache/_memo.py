@@ -1,0 +1,264 @@
+"""One decorated function: its keys, its cold path, and what its control methods do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from inspect import isawaitable, iscoroutine, iscoroutinefunction, unwrap
+from typing import Any
+
+from codomyrmex_cache import _verbs as verbs
+from codomyrmex_cache._drive import arun, run
+from codomyrmex_cache._entry import MISSING, Entry, Missing
+from codomyrmex_cache._flow import Answer, AwaitableResult, Request, call, read
+from codomyrmex_cache._front import Front
+from codomyrmex_cache._policy import Ttl
+from codomyrmex_cache._signature import RESERVED, compile_function, shape_of
+from codomyrmex_cache.backends.in_memory import Cell
+from codomyrmex_cache.cache import Cache
+from codomyrmex_cache.errors import UnkeyableError
+from codomyrmex_cache.keys import Key, Keyer
+from codomyrmex_cache.stats import CacheStats
+
+__all__ = ["Memo"]
+
+logger = logging.getLogger(__name__)
+
+
+class Memo:
+    """What the wrapper, the control methods and the cache of one function share.
+
+    Args:
+        function: the user's.
+        cache: its namespace.
+        ttl: validated fresh time.
+        copy: whether handed-out results are kept apart from stored ones.
+        name: identity instead of module and qualified name.
+        version: part of every key.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], cache: Cache, *, ttl: Ttl, copy: bool, name: str | None, version: object
+    ) -> None:
+        self.function = function
+        self.cache = cache
+        self.shape = shape_of(function)
+        self.keyer = Keyer(function, self.shape, name=name, version=version)
+        self.counters = cache.counters(self.keyer.name)
+        self.is_async = iscoroutinefunction(function) or iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
+        self.front = Front(self.shape, enabled=self.keyer.depends_on_arguments_only)
+        self._ttl = ttl
+        self._copy = copy
+        self._awaits = self.is_async
+        self._undecided = not self.is_async and iscoroutinefunction(unwrap(function))
+        target: dict[str, object] = {f"{RESERVED}target": function}
+        self._call = compile_function(
+            f"def {RESERVED}function({RESERVED}bound): return {RESERVED}target({self.shape.unpacked})", "call", target
+        )
+        self._bind = compile_function(
+            f"def {RESERVED}function({self.shape.declaration}): return {self.shape.bound}",
+            getattr(function, "__name__", "call"),
+            self.shape.defaults,
+        )
+
+    # -- calls
+
+    def cold(self, bound: tuple[Any, ...]) -> Any:
+        """Answer a call that the front could not; of a function that returns awaitables, an awaitable."""
+        if self._awaits:
+            return self.acold(bound)
+        invoke: Callable[[], Any] = partial(self._call, bound)
+        if self._undecided:
+            # A wrapper around a coroutine function.  Calling it tells whether it hands the coroutine on or runs it itself;
+            # if it hands it on, nothing has run yet.
+            result = invoke()
+            self._undecided = False
+            invoke = _constant(result)
+        try:
+            key = self.keyer.key(bound)
+        except UnkeyableError as error:
+            return self._uncached(error, invoke)
+        space = self.cache.space
+        try:
+            answer = run(space, call(space, self._request(key, invoke)))
+        except AwaitableResult as result:
+            self._awaits = True
+            return self._adopt(key, bound, result.awaitable)
+        if answer.entry is not None and answer.entry.awaited:
+            self._awaits = True
+            return _ready(answer.entry.value)
+        return self._finish(answer, bound, key)
+
+    async def acold(self, bound: tuple[Any, ...]) -> Any:
+        """The same in an event loop."""
+        try:
+            key = self.keyer.key(bound)
+        except UnkeyableError as error:
+            return await self._uncached(error, partial(self._call, bound))
+        space = self.cache.space
+        answer = await arun(space, call(space, self._request(key, partial(self._call, bound))))
+        return self._finish(answer, bound, key)
+
+    async def _adopt(self, key: Key, bound: tuple[Any, ...], awaitable: Awaitable[Any]) -> Any:
+        """Finish in the event loop a call whose function has already given back its awaitable."""
+        taken = False
+
+        def invoke() -> Awaitable[Any]:
+            nonlocal taken
+            taken = True
+            return awaitable
+
+        space = self.cache.space
+        try:
+            answer = await arun(space, call(space, self._request(key, invoke)))
+        finally:
+            if not taken and iscoroutine(awaitable):
+                awaitable.close()
+        return self._finish(answer, bound, key)
+
+    def _request(self, key: Key, invoke: Callable[[], Any]) -> Request:
+        return Request(key, invoke, self.counters, self._ttl, self._copy, self._awaits)
+
+    def _finish(self, answer: Answer, bound: tuple[Any, ...], key: Key) -> Any:
+        if answer.entry is None:
+            return answer.value
+        if self._awaits is self.is_async:  # a plain wrapper that returns awaitables has no use for bare values
+            self._promote(bound, key)
+        return answer.entry.value
+
+    def _promote(self, bound: tuple[Any, ...], key: Key) -> None:
+        """Let the next call with these arguments be a hot hit."""
+        space = self.cache.space
+        cell_of: Callable[[bytes], Cell | None] | None = getattr(space.backend, "cell", None)
+        if cell_of is None or not self.front.accepts(bound):
+            return
+        cell = cell_of(space.stored(key.text))
+        entry = None if cell is None else cell.entry
+        if cell is not None and entry is not None and entry.digest == key.digest:
+            self.front.fill(bound, cell, space.clock)
+
+    def _uncached(self, error: UnkeyableError, invoke: Callable[[], Any]) -> Any:
+        self.counters.add("bypasses")
+        if self.counters.error("unkeyable") == 1:
+            logger.warning(
+                "%s is called without caching: %s.  Leave the parameter out of the key, give its class a "
+                "__cache_key__ method, or register an encoder for it with codomyrmex_cache.keys.register.",
+                self.keyer.name, error,
+            )  # fmt: skip
+        return invoke()
+
+    # -- control methods; each takes the call's own arguments
+
+    def key(self, *args: Any, **kwargs: Any) -> str:
+        """The key text of this call.
+
+        Raises:
+            UnkeyableError: an argument has no exact encoding.
+        """
+        return self._key(args, kwargs).text
+
+    def peek(self, *args: Any, **kwargs: Any) -> Any | Missing:
+        """The stored result of this call or `MISSING`; nothing runs, nothing is counted."""
+        entry = run(self.cache.space, self._read(args, kwargs))
+        return MISSING if entry is None else entry.value
+
+    async def apeek(self, *args: Any, **kwargs: Any) -> Any | Missing:
+        """`peek` for event loops."""
+        entry = await arun(self.cache.space, self._read(args, kwargs))
+        return MISSING if entry is None else entry.value
+
+    def contains(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether this call would be a hit."""
+        return run(self.cache.space, self._read(args, kwargs)) is not None
+
+    async def acontains(self, *args: Any, **kwargs: Any) -> bool:
+        """`contains` for event loops."""
+        return await arun(self.cache.space, self._read(args, kwargs)) is not None
+
+    def entry(self, *args: Any, **kwargs: Any) -> Entry | None:
+        """The stored result of this call with its times, or `None`."""
+        entry = run(self.cache.space, self._read(args, kwargs))
+        return None if entry is None else self.cache.presented(entry)
+
+    async def aentry(self, *args: Any, **kwargs: Any) -> Entry | None:
+        """`entry` for event loops."""
+        entry = await arun(self.cache.space, self._read(args, kwargs))
+        return None if entry is None else self.cache.presented(entry)
+
+    def refresh(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function now and store its result; of a coroutine function, an awaitable of that."""
+        if self._awaits:
+            return self.arefresh(*args, **kwargs)
+        bound = self._bind(*args, **kwargs)
+        request = self._request(self.keyer.key(bound), partial(self._call, bound))
+        answer = run(self.cache.space, verbs.refresh(self.cache.space, request))
+        return self._finish(answer, bound, request.key)
+
+    async def arefresh(self, *args: Any, **kwargs: Any) -> Any:
+        """`refresh` for event loops."""
+        bound = self._bind(*args, **kwargs)
+        request = self._request(self.keyer.key(bound), partial(self._call, bound))
+        answer = await arun(self.cache.space, verbs.refresh(self.cache.space, request))
+        return self._finish(answer, bound, request.key)
+
+    def bypass(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function as if it were not decorated; counted as a bypass."""
+        self.counters.add("bypasses")
+        return self.function(*args, **kwargs)
+
+    async def abypass(self, *args: Any, **kwargs: Any) -> Any:
+        """`bypass` for event loops."""
+        result = self.bypass(*args, **kwargs)
+        return await result if isawaitable(result) else result
+
+    def invalidate(self, *args: Any, **kwargs: Any) -> bool:
+        """Forget the result of this call, also one being computed; whether there was one."""
+        return run(self.cache.space, verbs.delete(self.cache.space, self._key(args, kwargs), self.counters))
+
+    async def ainvalidate(self, *args: Any, **kwargs: Any) -> bool:
+        """`invalidate` for event loops."""
+        return await arun(self.cache.space, verbs.delete(self.cache.space, self._key(args, kwargs), self.counters))
+
+    def seed(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
+        """Store `value` as the result of this call."""
+        run(self.cache.space, self._store(value, args, kwargs))
+
+    async def aseed(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
+        """`seed` for event loops."""
+        await arun(self.cache.space, self._store(value, args, kwargs))
+
+    def clear(self) -> int:
+        """Forget all results of this function; how many there were."""
+        return int(run(self.cache.space, self._clear()))
+
+    async def aclear(self) -> int:
+        """`clear` for event loops."""
+        return int(await arun(self.cache.space, self._clear()))
+
+    def stats(self) -> CacheStats:
+        """What happened to the calls of this function so far; `size` counts its own entries."""
+        return self.counters.snapshot(self.cache.size(self.keyer.prefix))
+
+    def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
+        return self.keyer.key(self._bind(*args, **kwargs))
+
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return read(self.cache.space, self._key(args, kwargs), self.counters, copy=self._copy)
+
+    def _store(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return verbs.store(
+            self.cache.space, self._key(args, kwargs), value, self.counters,
+            ttl=self._ttl, copy=self._copy, awaited=self._awaits,
+        )  # fmt: skip
+
+    def _clear(self) -> Any:
+        return verbs.clear(self.cache.space, self.keyer.prefix, self.counters, self.keyer.owns)
+
+
+def _constant(result: Any) -> Callable[[], Any]:
+    return lambda: result
+
+
+async def _ready(value: Any) -> Any:
+    return value

@@ -1,0 +1,182 @@
+"""The verbs of the direct API, as flows like those in `_flow`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._flight import Flight, Landed
+from codomyrmex_cache._flow import Answer, Call, Flow, Now, Request, load, pack, read, usable, write
+from codomyrmex_cache._policy import Ttl, lifetime, new_entry
+from codomyrmex_cache._space import Space
+from codomyrmex_cache.keys import Key
+from codomyrmex_cache.stats import Counters
+
+__all__ = ["clear", "contains", "delete", "delete_many", "get", "get_many", "keys", "refresh", "set_many", "store"]
+
+
+def store(
+    space: Space, key: Key, value: object, counters: Counters, *, ttl: Ttl = None, copy: bool = True, awaited: bool = False
+) -> Flow[None]:
+    """Store a value that the caller has; it supersedes a load that is running."""
+    seconds = lifetime(ttl, value)
+    space.flights.fence_key(space.stored(key.text))
+    if seconds == 0:
+        yield from delete(space, key, counters)
+        return
+    now = yield Now()
+    entry = new_entry(value, seconds, now, digest=key.digest, awaited=awaited)
+    packed = pack(space, key, entry, counters, copy=copy)
+    if packed is None:
+        yield from delete(space, key, counters)  # the old value is not the answer any more
+    else:
+        yield from write(space, key, packed, counters)
+
+
+def refresh(space: Space, request: Request) -> Flow[Answer]:
+    """Run the function now and store what it gives; loads under way before this are not stored any more."""
+    space.flights.fence_key(space.stored(request.key.text))
+    request.counters.add("bypasses")
+    outcome = yield from load(space, request, Flight(b""))
+    return Answer(outcome.entry) if isinstance(outcome, Landed) else Answer(None, outcome.error)
+
+
+def get(space: Space, key: Key, counters: Counters) -> Flow[Entry | None]:
+    """The fresh entry, counted as hit or miss."""
+    entry = yield from read(space, key, counters)
+    if entry is None:
+        counters.add("misses")
+    else:
+        counters.hit(entry.cost)
+    return entry
+
+
+def contains(space: Space, key: Key, counters: Counters) -> Flow[bool]:
+    """Whether a fresh, readable entry is there; an absent one costs no transfer of its payload."""
+    try:
+        there = yield Call("has", (space.stored(key.text),))
+    except Exception as error:
+        space.backend_failed("look up", error, counters)
+        return False
+    return there and (yield from read(space, key, counters, copy=False)) is not None
+
+
+def delete(space: Space, key: Key, counters: Counters) -> Flow[bool]:
+    """Remove the entry; whether it was there."""
+    stored = space.stored(key.text)
+    space.flights.fence_key(stored)
+    try:
+        there = bool((yield Call("delete", (stored,))))
+    except Exception as error:
+        space.backend_failed("delete", error, counters)
+        return False
+    counters.add("deletes", there)
+    return there
+
+
+def keys(space: Space, prefix: str, counters: Counters) -> Flow[list[str]]:
+    """The texts of all fresh keys that begin with `prefix`."""
+    try:
+        found = yield Call("scan", (space.stored(prefix),))
+    except Exception as error:
+        space.backend_failed("list", error, counters)
+        return []
+    now = yield Now()
+    return [space.text(key) for key, expires_at in found if expires_at is None or now < expires_at]
+
+
+def clear(space: Space, prefix: str, counters: Counters, owns: Callable[[str], bool] | None = None) -> Flow[int]:
+    """Remove all entries of the prefix (those that `owns` accepts); how many there were."""
+    stored = space.stored(prefix)
+    space.flights.fence(lambda key: key.startswith(stored) and (owns is None or owns(space.text(key))))
+    try:
+        if owns is None and hasattr(space.backend, "clear"):
+            count = yield Call("clear", (stored,))
+        else:
+            found = [key for key, _ in (yield Call("scan", (stored,)))]
+            count = yield from _delete_all([key for key in found if owns is None or owns(space.text(key))])
+    except Exception as error:
+        space.backend_failed("clear", error, counters)
+        return 0
+    counters.add("deletes", count)
+    return int(count)
+
+
+def _delete_all(stored: Sequence[bytes]) -> Flow[int]:
+    count = 0
+    for key in stored:
+        count += bool((yield Call("delete", (key,))))
+    return count
+
+
+def get_many(space: Space, wanted: Sequence[Key], counters: Counters) -> Flow[dict[str, Any]]:
+    """Key text to value, for those that are there."""
+    if not hasattr(space.backend, "get_many"):
+        found = {}
+        for key in wanted:
+            entry = yield from get(space, key, counters)
+            if entry is not None:
+                found[key.text] = entry.value
+        return found
+    stored = {space.stored(key.text): key for key in wanted}
+    try:
+        raws: Mapping[bytes, Entry] = yield Call("get_many", (list(stored),))
+    except Exception as error:
+        space.backend_failed("get", error, counters)
+        raws = {}
+    now = yield Now()
+    found = {}
+    for raw_key, key in stored.items():
+        raw = raws.get(raw_key)
+        entry = None if raw is None else usable(space, raw_key, raw, key.digest, now, counters, copy=True)
+        if entry is None:
+            counters.add("misses")
+        else:
+            counters.hit(entry.cost)
+            found[key.text] = entry.value
+    return found
+
+
+def set_many(space: Space, values: Mapping[str, object], wanted: Sequence[Key], counters: Counters, *, ttl: Ttl) -> Flow[None]:
+    """Store several values."""
+    if not hasattr(space.backend, "set_many"):
+        for key in wanted:
+            yield from store(space, key, values[key.text], counters, ttl=ttl)
+        return
+    now = yield Now()
+    packed: dict[bytes, Entry] = {}
+    gone: list[bytes] = []
+    for key in wanted:
+        stored, value = space.stored(key.text), values[key.text]
+        space.flights.fence_key(stored)
+        seconds = lifetime(ttl, value)
+        entry = None if seconds == 0 else pack(space, key, new_entry(value, seconds, now), counters, copy=True)
+        if entry is None:
+            gone.append(stored)
+        else:
+            packed[stored] = entry
+    try:
+        if packed:
+            yield Call("set_many", (packed,))
+            counters.add("sets", len(packed))
+        yield from _delete_all(gone)
+    except Exception as error:
+        space.backend_failed("set", error, counters)
+
+
+def delete_many(space: Space, wanted: Sequence[Key], counters: Counters) -> Flow[int]:
+    """Remove several entries; how many were there."""
+    stored = [space.stored(key.text) for key in wanted]
+    for key in stored:
+        space.flights.fence_key(key)
+    try:
+        if hasattr(space.backend, "delete_many"):
+            count = yield Call("delete_many", (stored,))
+        else:
+            count = yield from _delete_all(stored)
+    except Exception as error:
+        space.backend_failed("delete", error, counters)
+        return 0
+    counters.add("deletes", count)
+    return int(count)

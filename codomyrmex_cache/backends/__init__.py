@@ -1,0 +1,1 @@
+"""The stores.  Import them from `codomyrmex_cache`; each module here brings its own optional packages."""

@@ -1,0 +1,167 @@
+"""Entries in this process, bounded, with nothing to do on a hit but to set a bit."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from math import inf
+from threading import Lock
+from typing import Any, Literal
+
+from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache.errors import CacheConfigurationError
+
+__all__ = ["DEFAULT_MAX_ENTRIES", "Cell", "InMemoryBackend"]
+
+DEFAULT_MAX_ENTRIES = 10_000
+"""Large enough for the working set of an analysis run, small enough to be forgotten about."""
+
+_SWEEP_EVERY = 1_024
+"""Writes between two looks at every entry's `expires_at`: an amortised cost of one comparison per write."""
+
+
+def check_max_entries(bound: object) -> int:
+    """The bound if it is one.
+
+    Raises:
+        CacheConfigurationError: not a whole number of one or more.
+    """
+    if not isinstance(bound, int) or isinstance(bound, bool) or bound < 1:
+        raise CacheConfigurationError(f"max_entries={bound!r}: give a whole number >= 1")
+    return bound
+
+
+class Cell:
+    """The stored entry as the hot closure sees it.
+
+    A reader takes `value` first and compares `deadline` second; `kill` moves `deadline` first and drops `value`
+    second.  So a reader that saw the emptied value also sees the passed deadline, whatever the interleaving.
+    """
+
+    __slots__ = ("cost", "deadline", "entry", "shared", "value", "visited")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry: Entry | None = entry
+        self.value: Any = entry.value
+        self.deadline = inf if entry.fresh_until is None else entry.fresh_until
+        self.cost = entry.cost
+        self.shared = entry.shared
+        self.visited = False
+
+    def kill(self) -> None:
+        """No longer an answer: replaced, deleted or evicted."""
+        self.deadline = -inf
+        self.value = None
+        self.entry = None
+
+
+class InMemoryBackend:
+    """A bounded store in this process's memory.
+
+    The bound is kept by second chance (CLOCK): the oldest cell goes unless it was hit since it was last looked at.
+    It needs no work on a hit but the cell's bit, so a hit takes no lock, and a scan of one-time keys leaves what is in use.
+
+    Args:
+        max_entries: entries kept over all namespaces it serves; `None` for no bound.
+
+    >>> from codomyrmex_cache import Entry
+    >>> backend = InMemoryBackend(max_entries=2)
+    >>> backend.set(b"k", Entry("v"))
+    >>> backend.get(b"k").value, backend.has(b"other")
+    ('v', False)
+    """
+
+    payload: Literal["object"] = "object"
+
+    def __init__(self, *, max_entries: int | None = DEFAULT_MAX_ENTRIES) -> None:
+        self.max_entries = None if max_entries is None else check_max_entries(max_entries)
+        self._cells: OrderedDict[bytes, Cell] = OrderedDict()
+        self._listeners: list[Callable[[bytes], None]] = []
+        self._writes = 0
+        self._lock = Lock()
+        renew_after_fork(self)
+
+    def get(self, key: bytes) -> Entry | None:
+        cell = self._cells.get(key)
+        if cell is None:
+            return None
+        cell.visited = True
+        return cell.entry
+
+    def cell(self, key: bytes) -> Cell | None:
+        """The live cell, for the hot closure to keep."""
+        return self._cells.get(key)
+
+    def set(self, key: bytes, entry: Entry) -> None:
+        with self._lock:
+            old = self._cells.get(key)
+            self._cells[key] = Cell(entry)
+            if old is not None:
+                old.kill()
+            self._writes += 1
+            if self._writes % _SWEEP_EVERY == 0:
+                self._sweep(entry.created)
+            evicted = self._evict()
+        for listener in self._listeners:
+            for gone in evicted:
+                listener(gone)
+
+    def has(self, key: bytes) -> bool:
+        return key in self._cells
+
+    def delete(self, key: bytes) -> bool:
+        with self._lock:
+            return self._drop(key)
+
+    def scan(self, prefix: bytes) -> list[tuple[bytes, float | None]]:
+        with self._lock:
+            items = list(self._cells.items())
+        found = [(key, cell.entry) for key, cell in items if key.startswith(prefix)]
+        return [(key, entry.expires_at) for key, entry in found if entry is not None]
+
+    def clear(self, prefix: bytes) -> int:
+        with self._lock:
+            gone = [key for key in self._cells if key.startswith(prefix)]
+            for key in gone:
+                self._drop(key)
+        return len(gone)
+
+    def count(self, prefix: bytes) -> int:
+        with self._lock:
+            return sum(key.startswith(prefix) for key in self._cells)
+
+    def subscribe(self, evicted: Callable[[bytes], None]) -> None:
+        self._listeners.append(evicted)
+
+    def close(self) -> None:
+        """Nothing to release; the entries stay until they are dropped."""
+
+    def after_fork(self) -> None:
+        """A fork may have copied the lock while another thread held it."""
+        self._lock = Lock()
+
+    def _drop(self, key: bytes) -> bool:
+        cell = self._cells.pop(key, None)
+        if cell is None:
+            return False
+        cell.kill()
+        return True
+
+    def _sweep(self, now: float) -> None:
+        for key, cell in list(self._cells.items()):
+            entry = cell.entry
+            if entry is not None and entry.expires_at is not None and entry.expires_at <= now:
+                self._drop(key)
+
+    def _evict(self) -> list[bytes]:
+        evicted = []
+        while self.max_entries is not None and len(self._cells) > self.max_entries:
+            key, cell = next(iter(self._cells.items()))
+            if cell.visited:
+                cell.visited = False
+                self._cells.move_to_end(key)
+            else:
+                self._drop(key)
+                evicted.append(key)
+        return evicted

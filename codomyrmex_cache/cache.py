@@ -1,0 +1,262 @@
+"""The direct API: one namespace, used by key."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
+from threading import Lock
+from typing import Any, TypeVar, overload
+
+from codomyrmex_cache import _verbs as verbs
+from codomyrmex_cache._drive import arun, run
+from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._flow import Request, call, read
+from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache._policy import Ttl, validated_ttl
+from codomyrmex_cache._space import Space
+from codomyrmex_cache._wiring import Options, check_namespace, combined, open_space, resolved
+from codomyrmex_cache.errors import CacheConfigurationError
+from codomyrmex_cache.keys import direct_key
+from codomyrmex_cache.stats import CacheStats, Counters
+
+__all__ = ["Cache"]
+
+D = TypeVar("D")
+T = TypeVar("T")
+
+
+class Cache:
+    """One namespace of a `CacheManager`; made by `get_cache`, shared with the functions decorated for it.
+
+    Keys are any `str`.  `None` is a value.  Every method that does I/O has an `a`-twin for event loops.  What is handed
+    out never aliases what is stored.  A failing backend is a miss, counted, unless `on_error="raise"` was asked for.
+
+    Its backend is chosen at the first use, so a namespace may be declared (by a decorator, say) before it is configured.
+
+    >>> from codomyrmex_cache import CacheManager
+    >>> cache = CacheManager().get_cache("docs")
+    >>> cache.set("k", {"answer": 42}, ttl=3600)
+    >>> cache.get("k"), cache.get("absent", default="?")
+    ({'answer': 42}, '?')
+    """
+
+    def __init__(self, name: str, options: Options) -> None:
+        self.name = check_namespace(name)
+        self._options = options
+        self._counters: dict[str, Counters] = {"": Counters()}
+        self._direct = self._counters[""]
+        self._space: Space | None = None
+        self._lock = Lock()
+        renew_after_fork(self)
+
+    def __repr__(self) -> str:
+        return f"<Cache {self.name!r} on {self.backend_name}>"
+
+    def __bool__(self) -> bool:
+        return True  # an empty cache is still a cache: `if cache:` must not depend on its content
+
+    # -- reading and writing
+
+    @overload
+    def get(self, key: str) -> Any: ...
+    @overload
+    def get(self, key: str, default: D) -> Any | D: ...
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value under `key`, or `default` if there is none (`None` is a value like any other)."""
+        entry = run(self.space, verbs.get(self.space, direct_key(key), self._direct))
+        return default if entry is None else entry.value
+
+    async def aget(self, key: str, default: Any = None) -> Any:
+        """`get` for event loops."""
+        entry = await arun(self.space, verbs.get(self.space, direct_key(key), self._direct))
+        return default if entry is None else entry.value
+
+    def set(self, key: str, value: object, ttl: Ttl = None) -> None:
+        """Store `value` under `key`.
+
+        Args:
+            key: any str.
+            value: anything that can be copied (in memory) or serialised (elsewhere); if not, it is counted and not stored.
+            ttl: seconds, `timedelta`, "1h30m", a callable on the value, or `None` for ever; 0 removes what was there.
+        """
+        run(self.space, verbs.store(self.space, direct_key(key), value, self._direct, ttl=validated_ttl(ttl)))
+
+    async def aset(self, key: str, value: object, ttl: Ttl = None) -> None:
+        """`set` for event loops."""
+        await arun(self.space, verbs.store(self.space, direct_key(key), value, self._direct, ttl=validated_ttl(ttl)))
+
+    def has(self, key: str) -> bool:
+        """Whether `get` would find a value; counts neither hit nor miss."""
+        return run(self.space, verbs.contains(self.space, direct_key(key), self._direct))
+
+    async def ahas(self, key: str) -> bool:
+        """`has` for event loops."""
+        return await arun(self.space, verbs.contains(self.space, direct_key(key), self._direct))
+
+    def __contains__(self, key: str) -> bool:
+        return self.has(key)
+
+    def delete(self, key: str) -> bool:
+        """Remove the entry; whether it was there."""
+        return run(self.space, verbs.delete(self.space, direct_key(key), self._direct))
+
+    async def adelete(self, key: str) -> bool:
+        """`delete` for event loops."""
+        return await arun(self.space, verbs.delete(self.space, direct_key(key), self._direct))
+
+    def get_or_load(self, key: str, loader: Callable[[], T], ttl: Ttl = None) -> T:
+        """The value under `key`; if there is none, what `loader()` answers, stored.
+
+        Callers of the same key that come while it runs wait for it.  The loader's exception goes to all of them and is
+        not stored.
+        """
+        request = Request(direct_key(key), loader, self._direct, validated_ttl(ttl))
+        answer = run(self.space, call(self.space, request))
+        value: T = answer.value
+        return value
+
+    async def aget_or_load(self, key: str, loader: Callable[[], Awaitable[T] | T], ttl: Ttl = None) -> T:
+        """`get_or_load` for event loops; `loader` may be a coroutine function."""
+        request = Request(direct_key(key), loader, self._direct, validated_ttl(ttl), awaits=True)
+        answer = await arun(self.space, call(self.space, request))
+        value: T = answer.value
+        return value
+
+    def entry(self, key: str) -> Entry | None:
+        """The value with its times (wall-clock seconds since 1970 unless a clock was injected), or `None`."""
+        found = run(self.space, read(self.space, direct_key(key), self._direct))
+        return None if found is None else self.presented(found)
+
+    async def aentry(self, key: str) -> Entry | None:
+        """`entry` for event loops."""
+        found = await arun(self.space, read(self.space, direct_key(key), self._direct))
+        return None if found is None else self.presented(found)
+
+    # -- many at once
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        """Key to value for those that are there."""
+        return run(self.space, verbs.get_many(self.space, _distinct(keys), self._direct))
+
+    async def aget_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        """`get_many` for event loops."""
+        return await arun(self.space, verbs.get_many(self.space, _distinct(keys), self._direct))
+
+    def set_many(self, values: Mapping[str, object], ttl: Ttl = None) -> None:
+        """Store all of them, each with the same ttl."""
+        flow = verbs.set_many(self.space, values, _distinct(values), self._direct, ttl=validated_ttl(ttl))
+        run(self.space, flow)
+
+    async def aset_many(self, values: Mapping[str, object], ttl: Ttl = None) -> None:
+        """`set_many` for event loops."""
+        flow = verbs.set_many(self.space, values, _distinct(values), self._direct, ttl=validated_ttl(ttl))
+        await arun(self.space, flow)
+
+    def delete_many(self, keys: Iterable[str]) -> int:
+        """Remove them; how many were there."""
+        return run(self.space, verbs.delete_many(self.space, _distinct(keys), self._direct))
+
+    async def adelete_many(self, keys: Iterable[str]) -> int:
+        """`delete_many` for event loops."""
+        return await arun(self.space, verbs.delete_many(self.space, _distinct(keys), self._direct))
+
+    # -- the whole namespace
+
+    def keys(self) -> list[str]:
+        """The keys of all fresh entries; those of decorated functions begin with "@"."""
+        return run(self.space, verbs.keys(self.space, "", self._direct))
+
+    async def akeys(self) -> list[str]:
+        """`keys` for event loops."""
+        return await arun(self.space, verbs.keys(self.space, "", self._direct))
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def clear(self) -> int:
+        """Remove every entry of this namespace, and of no other; how many there were."""
+        return run(self.space, verbs.clear(self.space, "", self._direct))
+
+    async def aclear(self) -> int:
+        """`clear` for event loops."""
+        return await arun(self.space, verbs.clear(self.space, "", self._direct))
+
+    def stats(self) -> CacheStats:
+        """What happened here so far, by decorated functions and direct calls together."""
+        parts = [counters.snapshot() for counters in list(self._counters.values())]
+        return replace(CacheStats.merge(parts), size=self.size())
+
+    def size(self, prefix: str = "") -> int | None:
+        """Entries stored, expired ones not yet dropped included; `None` where the backend cannot count cheaply."""
+        count = getattr(self.space.backend, "count", None)
+        if count is None:
+            return None
+        try:
+            return int(count(self.space.stored(prefix)))
+        except Exception as error:
+            self.space.backend_failed("count", error, self._direct)
+            return None
+
+    def close(self) -> None:
+        """Release files and connections; a later use opens them again."""
+        if self._space is not None:
+            self._space.backend.close()
+
+    async def aclose(self) -> None:
+        """`close` for event loops, which also closes the running loop's connections."""
+        if self._space is not None:
+            close = getattr(self._space.backend, "aclose", None)
+            await close() if close is not None else self._space.backend.close()
+
+    # -- for the other rooms of the package
+
+    @property
+    def space(self) -> Space:
+        """The wired namespace; the first use decides its backend."""
+        if self._space is None:
+            with self._lock:
+                if self._space is None:
+                    self._options = resolved(self._options, os.environ)
+                    self._space = open_space(self.name, self._options, self._counters)
+        return self._space
+
+    @property
+    def backend_name(self) -> str:
+        """The backend as it was asked for, or what it would be now."""
+        backend = self._options.backend or resolved(self._options, os.environ).backend
+        return backend if isinstance(backend, str) else type(backend).__name__
+
+    def configure(self, options: Options) -> None:
+        """Add options; `CacheConfigurationError` if they contradict those in force."""
+        with self._lock:
+            merged = combined(self.name, self._options, options)
+            if self._space is None:
+                self._options = merged
+            elif merged != self._options:
+                raise CacheConfigurationError(f"namespace {self.name!r} is in use; set its options before its first use")
+
+    def counters(self, owner: str) -> Counters:
+        """The counters of the function of this name, shared by all who use the name."""
+        return self._counters.setdefault(owner, Counters())
+
+    def presented(self, entry: Entry) -> Entry:
+        """The entry with its monotonic times as wall-clock times."""
+        if self.space.clock is not time.monotonic:
+            return entry
+        shift = time.time() - time.monotonic()
+        return replace(
+            entry,
+            created=entry.created + shift,
+            fresh_until=None if entry.fresh_until is None else entry.fresh_until + shift,
+            expires_at=None if entry.expires_at is None else entry.expires_at + shift,
+        )
+
+    def after_fork(self) -> None:
+        """A fork may have copied the lock while another thread held it."""
+        self._lock = Lock()
+
+
+def _distinct(keys: Iterable[str]) -> list[Any]:
+    return [direct_key(key) for key in dict.fromkeys(keys)]

@@ -1,0 +1,242 @@
+"""Values to bytes and back.
+
+`safe` writes plain data and nothing else: reading it cannot run code or name a class.  It keeps types exactly (a tuple
+stays a tuple, an int key stays an int), keeps the order of dicts, and keeps aliases and cycles.  `pickle` takes what is left
+and is read only behind a MAC.  `dumps` tries them in this order; the id it gives back is stored in the envelope.
+
+The safe format is JSON in which every container is an array that begins with its tag.  The tag has a place of its own, so
+no user data can look like one.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterable
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from math import isfinite
+from struct import pack, unpack
+from typing import Any
+from uuid import UUID
+
+from codomyrmex_cache.errors import CacheCodecError
+
+__all__ = ["PICKLE", "SAFE", "dumps", "loads", "safe_dumps", "safe_loads"]
+
+SAFE = 1
+PICKLE = 2
+
+MAX_DEPTH = 150
+"""Nesting of plain data; deeper values go to pickle, deeper bytes are refused before the JSON parser could recurse."""
+
+
+def dumps(value: object, *, allow_pickle: bool) -> tuple[int, bytes]:
+    """Codec id and bytes of a value.
+
+    Args:
+        value: anything.
+        allow_pickle: whether the bytes will be signed, so that a pickle may be written.
+
+    Raises:
+        CacheCodecError: it is not plain data and pickle is not allowed or cannot.
+    """
+    try:
+        return SAFE, safe_dumps(value)
+    except CacheCodecError as error:
+        if not allow_pickle:
+            raise CacheCodecError(f"{error}; a backend without a secret stores plain data only") from error
+    return PICKLE, _pickled(value)
+
+
+def loads(codec: int, payload: bytes, *, allow_pickle: bool) -> Any:
+    """The value of `payload`.
+
+    Raises:
+        CacheCodecError: for an unknown codec, for pickle where it is not allowed, and for bytes that do not decode.
+    """
+    if codec == SAFE:
+        return safe_loads(payload)
+    if codec != PICKLE or not allow_pickle:
+        raise CacheCodecError(f"codec {codec} is not accepted here")
+    try:
+        return pickle.loads(payload)  # noqa: S301  the envelope's MAC was verified with our own secret
+    except Exception as error:  # a vanished class, a changed __setstate__: anything may come out
+        raise CacheCodecError(f"pickle does not load: {type(error).__name__}: {error}") from error
+
+
+def _pickled(value: object) -> bytes:
+    try:
+        return pickle.dumps(value, protocol=5)
+    except Exception as first:  # local classes and lambdas: cloudpickle writes them by value
+        try:
+            import cloudpickle  # type: ignore[import-untyped]
+
+            return bytes(cloudpickle.dumps(value, protocol=5))
+        except Exception as error:  # state and reducers are user code
+            raise CacheCodecError(f"{type(value).__qualname__} cannot be pickled: {error}") from first
+
+
+# -- the safe codec --------------------------------------------------------------------------------------------------
+
+
+def safe_dumps(value: object) -> bytes:
+    """Plain data as bytes.
+
+    Raises:
+        CacheCodecError: something in it is not plain data, by exact type.
+    """
+    return json.dumps(_Packer().pack(value, 0), separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def safe_loads(payload: bytes) -> Any:
+    """The value that `safe_dumps` wrote.
+
+    >>> safe_loads(safe_dumps({1: ("a", b"b"), "n": float("inf")}))
+    {1: ('a', b'b'), 'n': inf}
+    """
+    try:
+        return _Unpacker().unpack(json.loads(payload))
+    except CacheCodecError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise CacheCodecError(f"not a safe payload: {type(error).__name__}: {error}") from error
+
+
+_MAX_JSON_INT = 10**300
+"""Larger ones go as hex: the interpreter limits decimal conversion to 4,300 digits."""
+
+_LEAVES: dict[type, tuple[str, Callable[[Any], object], Callable[[Any], object]]] = {
+    bytes: ("b", lambda value: value.hex(), bytes.fromhex),
+    bytearray: ("B", lambda value: value.hex(), bytearray.fromhex),
+    complex: ("c", lambda value: pack(">dd", value.real, value.imag).hex(), lambda text: complex(*_doubles(text))),
+    datetime: ("D", lambda value: [value.isoformat(), value.fold], lambda raw: _datetime(*raw)),
+    date: ("a", date.isoformat, date.fromisoformat),
+    time: ("h", lambda value: [value.isoformat(), value.fold], lambda raw: time.fromisoformat(raw[0]).replace(fold=raw[1])),
+    timedelta: ("e", lambda value: [value.days, value.seconds, value.microseconds], lambda raw: timedelta(*raw)),
+    Decimal: ("m", str, Decimal),
+    UUID: ("u", lambda value: value.hex, UUID),
+}
+_BY_TAG = {tag: read for tag, _, read in _LEAVES.values()}
+
+
+def _is_text(value: str) -> bool:
+    """Whether it has no surrogates; JSON would join two lone ones into one character."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_plain_zone(zone: object) -> bool:
+    """Whether the ISO text says all about the zone: none, or a `timezone` without a name of its own."""
+    if type(zone) is not timezone:
+        return zone is None
+    return zone.tzname(None) == timezone(zone.utcoffset(None)).tzname(None)
+
+
+def _doubles(text: str) -> tuple[float, ...]:
+    return unpack(">dd", bytes.fromhex(text))
+
+
+def _datetime(text: str, fold: int) -> datetime:
+    return datetime.fromisoformat(text).replace(fold=fold)
+
+
+class _Packer:
+    """Walks a value once.  Containers met again are written as a reference to their number."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+
+    def pack(self, value: Any, depth: int) -> object:
+        kind = type(value)
+        if value is None or kind is bool:
+            return value
+        if kind is str:
+            return value if value.isascii() or _is_text(value) else ["s", value.encode("utf-8", "surrogatepass").hex()]
+        if kind is int:
+            return value if -_MAX_JSON_INT < value < _MAX_JSON_INT else ["i", hex(value)]
+        if kind is float:
+            return value if isfinite(value) else ["f", pack(">d", value).hex()]
+        leaf = _LEAVES.get(kind)
+        if leaf is not None:
+            if kind in (datetime, time) and not _is_plain_zone(value.tzinfo):
+                raise CacheCodecError(f"time zone {value.tzinfo!r} is not plain data")
+            return [leaf[0], leaf[1](value)]
+        return self._container(value, kind, depth)
+
+    def _container(self, value: Any, kind: type, depth: int) -> object:
+        if id(value) in self._numbers:
+            return ["r", self._numbers[id(value)]]
+        if depth >= MAX_DEPTH:
+            raise CacheCodecError(f"nested deeper than {MAX_DEPTH} levels")
+        if kind is list or kind is dict:  # can contain itself: numbered before its content
+            self._number(value)
+            items = value if kind is list else (part for pair in value.items() for part in pair)
+            return ["l" if kind is list else "d", *self._all(items, depth)]
+        if kind is set:
+            self._number(value)
+            return ["S", *self._all(value, depth)]
+        if kind is tuple or kind is frozenset:
+            packed = ["t" if kind is tuple else "Z", *self._all(value, depth)]
+            self._number(value)
+            return packed
+        raise CacheCodecError(f"{kind.__module__}.{kind.__qualname__} is not plain data")
+
+    def _number(self, value: object) -> None:
+        self._numbers[id(value)] = len(self._numbers)
+
+    def _all(self, values: Iterable[object], depth: int) -> list[object]:
+        return [self.pack(item, depth + 1) for item in values]
+
+
+class _Unpacker:
+    """Rebuilds containers in the packer's order of numbering."""
+
+    def __init__(self) -> None:
+        self._seen: list[object] = []
+
+    def unpack(self, packed: Any) -> Any:
+        if type(packed) is not list:
+            if type(packed) is dict:
+                raise CacheCodecError("not a safe payload: it has an object")
+            return packed
+        tag, *rest = packed
+        if tag in _BY_TAG:
+            return _BY_TAG[tag](rest[0])
+        if tag == "i":
+            return int(rest[0], 16)
+        if tag == "s":
+            return bytes.fromhex(rest[0]).decode("utf-8", "surrogatepass")
+        if tag == "f":
+            return unpack(">d", bytes.fromhex(rest[0]))[0]
+        if tag == "r":
+            return self._seen[rest[0]]
+        return self._container(tag, rest)
+
+    def _container(self, tag: object, rest: list[Any]) -> object:
+        if tag == "l":
+            items: list[object] = []
+            self._seen.append(items)
+            items.extend(map(self.unpack, rest))
+            return items
+        if tag == "d":
+            pairs: dict[object, object] = {}
+            self._seen.append(pairs)
+            for index in range(0, len(rest), 2):
+                key = self.unpack(rest[index])
+                pairs[key] = self.unpack(rest[index + 1])
+            return pairs
+        if tag == "S":
+            members: set[object] = set()
+            self._seen.append(members)
+            members.update(map(self.unpack, rest))
+            return members
+        build = {"t": tuple, "Z": frozenset}.get(tag)  # type: ignore[call-overload]
+        if build is None:
+            raise CacheCodecError(f"not a safe payload: unknown tag {tag!r}")
+        value: object = build([self.unpack(item) for item in rest])
+        self._seen.append(value)
+        return value

@@ -1,0 +1,123 @@
+"""The one choke point for stored bytes: what goes out is sealed here, what comes in is verified here.
+
+Layout, big-endian: magic 4, version 1, codec 1, flags 1, key id 1, created f64, fresh-until f64, expires f64, cost f64,
+payload length u64, call digest 32, MAC 32, payload.  The MAC is HMAC-SHA256 over everything else and over the storage
+key, so a cut, flipped, swapped or planted entry fails one comparison, *before* any parser sees a byte.
+
+The reader decides what it accepts: its own list of secrets, and pickle only with one.  Without a secret the same field is
+a checksum (HMAC with a public key) against accidents, and only the safe codec is read.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from hashlib import blake2b, sha256
+from math import inf
+from struct import Struct
+from typing import NamedTuple
+
+from codomyrmex_cache._entry import Entry
+from codomyrmex_cache.errors import EnvelopeError
+
+__all__ = ["Envelope", "Seal"]
+
+VERSION = 1
+_MAGIC = b"cmxc"
+_HEAD = Struct(">4sBBBB4dQ32s")
+_MAC_SIZE = 32
+_AWAITED = 1
+_PUBLIC = b"codomyrmex_cache unsigned entry"
+_NO_DIGEST = bytes(32)
+
+
+class Envelope(NamedTuple):
+    """A verified entry: its times, its codec and its payload, not yet decoded."""
+
+    entry: Entry
+    codec: int
+    payload: bytes
+
+
+class Seal:
+    """Seals and opens with one list of secrets.
+
+    Args:
+        secrets: the first signs, all verify; none means checksums instead of signatures.
+    """
+
+    def __init__(self, secrets: Sequence[bytes] = ()) -> None:
+        self.trusted = bool(secrets)
+        roots = [bytes(secret) for secret in secrets] or [_PUBLIC]
+        self._keys = {self._key_id(root): _subkey(root, b"mac") for root in roots}
+        self._key_id_signing = next(iter(self._keys))
+        self._digest_key = _subkey(roots[0], b"digest")
+        self._digest_keys = [_subkey(root, b"digest") for root in roots]
+
+    def _key_id(self, root: bytes) -> int:
+        """0 for checksums, else 1 to 255, derived from the secret so that writers and readers agree without a list order."""
+        return _subkey(root, b"id")[0] % 255 + 1 if self.trusted else 0
+
+    def seal(self, key: bytes, entry: Entry, codec: int, payload: bytes) -> bytes:
+        """The bytes to store under `key`."""
+        head = _HEAD.pack(
+            _MAGIC,
+            VERSION,
+            codec,
+            _AWAITED if entry.awaited else 0,
+            self._key_id_signing,
+            entry.created,
+            inf if entry.fresh_until is None else entry.fresh_until,
+            inf if entry.expires_at is None else entry.expires_at,
+            entry.cost,
+            len(payload),
+            self._keyed(entry.digest, self._digest_key),
+        )
+        return head + _mac(self._keys[self._key_id_signing], key, head, payload) + payload
+
+    def open(self, key: bytes, sealed: bytes, digest: bytes) -> Envelope:
+        """Verify the bytes found under `key`.
+
+        Args:
+            key: the storage key they were found under.
+            sealed: what was found.
+            digest: the call's digest; empty to accept any call's (the direct API, which asks by key text).
+
+        Raises:
+            EnvelopeError: they are not an entry of this key, version and secret.
+        """
+        head, mac, payload = sealed[: _HEAD.size], sealed[_HEAD.size :][:_MAC_SIZE], sealed[_HEAD.size + _MAC_SIZE :]
+        if len(mac) < _MAC_SIZE or not head.startswith(_MAGIC):
+            raise EnvelopeError("foreign", "not an entry of this package")
+        _, version, codec, flags, key_id, created, fresh, expires, cost, length, stored = _HEAD.unpack(head)
+        if version != VERSION:
+            raise EnvelopeError("version", f"written in format {version}, this is {VERSION}")
+        if length != len(payload):
+            raise EnvelopeError("truncated", f"{len(payload)} of {length} bytes")
+        signing = self._keys.get(key_id)
+        if signing is None or not hmac.compare_digest(mac, _mac(signing, key, head, payload)):
+            raise EnvelopeError("tampered", "the signature does not verify with this secret")
+        if digest and not any(hmac.compare_digest(stored, self._keyed(digest, each)) for each in self._digest_keys):
+            raise EnvelopeError("misplaced", "another call's entry under this key")
+        entry = Entry(None, created, _finite(fresh), _finite(expires), cost, digest=digest, awaited=bool(flags & _AWAITED))
+        return Envelope(entry, codec, payload)
+
+    @staticmethod
+    def _keyed(digest: bytes, key: bytes) -> bytes:
+        return blake2b(digest, digest_size=32, key=key).digest() if digest else _NO_DIGEST
+
+
+def _subkey(root: bytes, purpose: bytes) -> bytes:
+    return hmac.digest(root, b"codomyrmex_cache/1/" + purpose, sha256)
+
+
+def _mac(signing_key: bytes, key: bytes, head: bytes, payload: bytes) -> bytes:
+    """Incremental, so that a large payload is not copied."""
+    mac = hmac.new(signing_key, len(key).to_bytes(8, "big"), sha256)
+    for part in (key, head, payload):
+        mac.update(part)
+    return mac.digest()
+
+
+def _finite(moment: float) -> float | None:
+    return None if moment == inf else moment

@@ -1,0 +1,169 @@
+"""Registries of namespaces: your own, and the process-wide one behind `cached` and `get_cache`."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from threading import Lock
+from typing import TYPE_CHECKING, overload
+
+from codomyrmex_cache._entry import Clock
+from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache._space import OnError
+from codomyrmex_cache._wiring import Options, check_namespace
+from codomyrmex_cache.backends.base import Backend
+from codomyrmex_cache.cache import Cache
+from codomyrmex_cache.stats import CacheStats
+
+if TYPE_CHECKING:
+    from codomyrmex_cache._secret import Secret
+
+__all__ = ["CacheManager", "get_cache"]
+
+
+class CacheManager:
+    """A registry of namespaces; one name is one set of entries and one set of statistics.
+
+    Args:
+        directory: root for its file-based namespaces (else CODOMYRMEX_CACHE_DIR, else the platform's cache folder).
+        url: of its Redis server (else CODOMYRMEX_CACHE_REDIS_URL, else redis://localhost:6379/0).
+        secret: signs stored bytes (else CODOMYRMEX_CACHE_SECRET, else for files one made and kept for this user).
+        clock: seconds, for tests.
+        on_error: "bypass" (default: a failing backend is a miss, counted and logged once) or "raise".
+
+    >>> manager = CacheManager()
+    >>> manager.get_cache("a").set("k", 1)
+    >>> manager.get_cache("a").get("k"), manager.stats("a").hits, sorted(manager.stats())
+    (1, 1, ['a'])
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        url: str | None = None,
+        secret: Secret | None = None,
+        clock: Clock | None = None,
+        on_error: OnError | None = None,
+    ) -> None:
+        self._defaults = Options(directory=directory, url=url, secret=secret, clock=clock, on_error=on_error)
+        self._caches: dict[str, Cache] = {}
+        self._lock = Lock()
+        renew_after_fork(self)
+
+    @classmethod
+    def default(cls) -> CacheManager:
+        """The process-wide manager."""
+        return _default_manager()
+
+    def get_cache(
+        self,
+        name: str = "default",
+        backend: str | Backend | None = None,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        url: str | None = None,
+        secret: Secret | None = None,
+        max_entries: int | None = None,
+        clock: Clock | None = None,
+        on_error: OnError | None = None,
+    ) -> Cache:
+        """The namespace of this name, made if it is new.
+
+        Args:
+            name: any non-empty str.
+            backend: "in_memory", "file_based", "redis", a registered name, or an object with the backend's methods
+                (else CODOMYRMEX_CACHE_BACKEND, else "in_memory").
+            directory: root for file-based namespaces.
+            url: of the Redis server.
+            secret: signs stored bytes.
+            max_entries: bound of an in-memory namespace; default 10,000.
+            clock: seconds, for tests.
+            on_error: "bypass" or "raise".
+
+        Raises:
+            CacheConfigurationError: an option means nothing, or contradicts what the namespace was set up with.
+        """
+        options = Options(
+            backend=backend, directory=directory, url=url, secret=secret,
+            max_entries=max_entries, clock=clock, on_error=on_error,
+        )  # fmt: skip
+        check_namespace(name)
+        with self._lock:
+            found = self._caches.get(name)
+            if found is None:
+                found = self._caches[name] = Cache(name, options.over(self._defaults))
+                return found
+        found.configure(options)
+        return found
+
+    @overload
+    def stats(self, namespace: str) -> CacheStats: ...
+    @overload
+    def stats(self) -> dict[str, CacheStats]: ...
+    def stats(self, namespace: str | None = None) -> CacheStats | dict[str, CacheStats]:
+        """The statistics of one namespace, or a mapping of all."""
+        if namespace is not None:
+            found = self._caches.get(namespace)
+            return CacheStats() if found is None else found.stats()
+        return {name: cache.stats() for name, cache in sorted(self._caches.items())}
+
+    def total(self) -> CacheStats:
+        """The sum over all namespaces."""
+        return CacheStats.merge(cache.stats() for cache in list(self._caches.values()))
+
+    def report(self) -> str:
+        """The statistics as a table for people, one line a namespace."""
+        lines = [_REPORT.format("namespace", "backend", "calls", "hit rate", "size", "load s", "saved s")]
+        for name, cache_ in sorted(self._caches.items()):
+            stats = cache_.stats()
+            size = "?" if stats.size is None else stats.size
+            rate, load, saved = f"{stats.hit_rate:.1%}", f"{stats.load_seconds:.2f}", f"{stats.seconds_saved:.2f}"
+            lines.append(_REPORT.format(name, cache_.backend_name, stats.calls, rate, size, load, saved))
+        return "\n".join(lines)
+
+    def close(self) -> None:
+        """Release the files and connections of all namespaces; a later use opens them again."""
+        for cache_ in list(self._caches.values()):
+            cache_.close()
+
+    async def aclose(self) -> None:
+        """`close` for event loops."""
+        for cache_ in list(self._caches.values()):
+            await cache_.aclose()
+
+    def after_fork(self) -> None:
+        """A fork may have copied the lock while another thread held it."""
+        self._lock = Lock()
+
+
+_REPORT = "{:<24} {:<12} {:>9} {:>9} {:>8} {:>9} {:>9}"
+
+
+@cache
+def _default_manager() -> CacheManager:
+    return CacheManager()
+
+
+def get_cache(
+    name: str = "default",
+    backend: str | Backend | None = None,
+    *,
+    directory: str | os.PathLike[str] | None = None,
+    url: str | None = None,
+    secret: Secret | None = None,
+    max_entries: int | None = None,
+    clock: Clock | None = None,
+    on_error: OnError | None = None,
+) -> Cache:
+    """`CacheManager.default().get_cache(...)`: the namespace of this name in this process.
+
+    >>> cache = get_cache(name="llm_responses", backend="in_memory")
+    >>> cache.set("k", {"text": "hello"}, ttl=3600)
+    >>> cache.has("k"), cache.delete("k"), cache.has("k")
+    (True, True, False)
+    """
+    return CacheManager.default().get_cache(
+        name, backend, directory=directory, url=url, secret=secret,
+        max_entries=max_entries, clock=clock, on_error=on_error,
+    )  # fmt: skip

@@ -1,0 +1,151 @@
+"""Counting: mutable counters inside, one frozen snapshot for everybody else.
+
+The contract, event by event (one *outcome* per call or lookup, so that they sum to the number of calls):
+
+- *hit*: a fresh entry answered.  *coalesced*: the call joined a load that another caller had begun.
+- *miss*: nothing usable was stored; for a decorated call its function ran.
+- *bypass*: the cache stood aside (argument without a key, `f.bypass`, re-entry on the same key).
+
+Beside the outcomes, and not part of that sum: loads (only the caller whose load ran records it), sets, deletes,
+evictions, expirations (a lookup that met an entry past its life; it is also a miss), errors by kind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from threading import Lock
+from types import MappingProxyType
+
+from codomyrmex_cache._fork import renew_after_fork
+
+__all__ = ["CacheStats", "Counters"]
+
+_SUMMED = (
+    "hits", "coalesced", "misses", "bypasses", "sets", "deletes", "evictions", "expirations",
+    "loads", "load_errors", "load_seconds", "seconds_saved",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """What happened in one function, namespace or manager up to the moment of the call.
+
+    Seconds are wall seconds.  `size` is the number of entries, `None` where a backend cannot count cheaply.
+    """
+
+    hits: int = 0
+    coalesced: int = 0
+    misses: int = 0
+    bypasses: int = 0
+    sets: int = 0
+    deletes: int = 0
+    evictions: int = 0
+    expirations: int = 0
+    loads: int = 0
+    load_errors: int = 0
+    load_seconds: float = 0.0
+    load_seconds_max: float = 0.0
+    seconds_saved: float = 0.0
+    size: int | None = 0
+    errors: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def calls(self) -> int:
+        """All outcomes together."""
+        return self.hits + self.coalesced + self.misses + self.bypasses
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of lookups answered without running the function, 0.0 to 1.0; 0.0 before the first lookup.
+
+        >>> f"{CacheStats(hits=3, misses=1).hit_rate:.2%}"
+        '75.00%'
+        """
+        answered = self.hits + self.coalesced
+        lookups = answered + self.misses
+        return answered / lookups if lookups else 0.0
+
+    @classmethod
+    def merge(cls, parts: Iterable[CacheStats]) -> CacheStats:
+        """The sum of several snapshots; `size` is `None` if any part's is.
+
+        >>> CacheStats.merge([CacheStats(hits=1), CacheStats(hits=2)]).hits
+        3
+        """
+        parts = list(parts)
+        errors: Counter[str] = Counter()
+        for part in parts:
+            errors.update(part.errors)
+        sizes = [part.size for part in parts]
+        return cls(
+            **{name: sum(getattr(part, name) for part in parts) for name in _SUMMED},
+            load_seconds_max=max((part.load_seconds_max for part in parts), default=0.0),
+            size=None if None in sizes else sum(size for size in sizes if size is not None),
+            errors=MappingProxyType(dict(errors)),
+        )
+
+
+class Counters:
+    """The mutable side, one per function and one per namespace for direct use.
+
+    `hits` and `seconds_saved` are also incremented without the lock by the hot closure: on a build with a GIL an
+    attribute increment is not interrupted between its read and its write (no eval-breaker check in between).
+    Everything colder goes through `add`, which locks.
+    """
+
+    __slots__ = (*_SUMMED, "__weakref__", "_errors", "_lock", "load_seconds_max")
+
+    hits: int
+    loads: int
+    load_errors: int
+    load_seconds: float
+    seconds_saved: float
+
+    def __init__(self) -> None:
+        for name in _SUMMED:
+            setattr(self, name, 0)
+        self.load_seconds_max = 0.0
+        self._errors: Counter[str] = Counter()
+        self._lock = Lock()
+        renew_after_fork(self)
+
+    def hit(self, saved: float = 0.0) -> None:
+        """A fresh entry answered and spared `saved` seconds."""
+        with self._lock:
+            self.hits += 1
+            self.seconds_saved += saved
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Add to the counter of this name."""
+        with self._lock:
+            setattr(self, name, getattr(self, name) + amount)
+
+    def load(self, seconds: float, *, failed: bool = False) -> None:
+        """The function ran for so many seconds."""
+        with self._lock:
+            self.loads += 1
+            self.load_errors += failed
+            self.load_seconds += seconds
+            self.load_seconds_max = max(self.load_seconds_max, seconds)
+
+    def error(self, kind: str) -> int:
+        """Count a swallowed fault of this kind; answers how many there have been."""
+        with self._lock:
+            self._errors[kind] += 1
+            return self._errors[kind]
+
+    def snapshot(self, size: int | None = 0) -> CacheStats:
+        """The counters as they are now."""
+        with self._lock:
+            return CacheStats(
+                **{name: getattr(self, name) for name in _SUMMED},
+                load_seconds_max=self.load_seconds_max,
+                size=size,
+                errors=MappingProxyType(dict(self._errors)),
+            )
+
+    def after_fork(self) -> None:
+        """A fork may have copied the lock while another thread held it."""
+        self._lock = Lock()
