@@ -74,11 +74,14 @@ class Memo:
             # if it hands it on, nothing has run yet.
             result = invoke()
             self._undecided = False
+            self._awaits = isawaitable(result)
             invoke = _constant(result)
         try:
             key = self.keyer.key(bound)
         except UnkeyableError as error:
             return self._uncached(error, invoke)
+        if self._awaits:
+            return self._adopt(key, bound, invoke())
         space = self.cache.space
         try:
             answer = run(space, call(space, self._request(key, invoke)))
@@ -150,7 +153,7 @@ class Memo:
 
     # -- control methods; each takes the call's own arguments
 
-    def key(self, *args: Any, **kwargs: Any) -> str:
+    def key(self, /, *args: Any, **kwargs: Any) -> str:
         """The key text of this call.
 
         Raises:
@@ -158,35 +161,35 @@ class Memo:
         """
         return self._key(args, kwargs).text
 
-    def peek(self, *args: Any, **kwargs: Any) -> Any | Missing:
+    def peek(self, /, *args: Any, **kwargs: Any) -> Any | Missing:
         """The stored result of this call or `MISSING`; nothing runs, nothing is counted."""
         entry = run(self.cache.space, self._read(args, kwargs))
         return MISSING if entry is None else entry.value
 
-    async def apeek(self, *args: Any, **kwargs: Any) -> Any | Missing:
+    async def apeek(self, /, *args: Any, **kwargs: Any) -> Any | Missing:
         """`peek` for event loops."""
         entry = await arun(self.cache.space, self._read(args, kwargs))
         return MISSING if entry is None else entry.value
 
-    def contains(self, *args: Any, **kwargs: Any) -> bool:
+    def contains(self, /, *args: Any, **kwargs: Any) -> bool:
         """Whether this call would be a hit."""
         return run(self.cache.space, self._read(args, kwargs)) is not None
 
-    async def acontains(self, *args: Any, **kwargs: Any) -> bool:
+    async def acontains(self, /, *args: Any, **kwargs: Any) -> bool:
         """`contains` for event loops."""
         return await arun(self.cache.space, self._read(args, kwargs)) is not None
 
-    def entry(self, *args: Any, **kwargs: Any) -> Entry | None:
+    def entry(self, /, *args: Any, **kwargs: Any) -> Entry | None:
         """The stored result of this call with its times, or `None`."""
         entry = run(self.cache.space, self._read(args, kwargs))
         return None if entry is None else self.cache.presented(entry)
 
-    async def aentry(self, *args: Any, **kwargs: Any) -> Entry | None:
+    async def aentry(self, /, *args: Any, **kwargs: Any) -> Entry | None:
         """`entry` for event loops."""
         entry = await arun(self.cache.space, self._read(args, kwargs))
         return None if entry is None else self.cache.presented(entry)
 
-    def refresh(self, *args: Any, **kwargs: Any) -> Any:
+    def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the function now and store its result; of a coroutine function, an awaitable of that."""
         if self._awaits:
             return self.arefresh(*args, **kwargs)
@@ -195,28 +198,28 @@ class Memo:
         answer = run(self.cache.space, verbs.refresh(self.cache.space, request))
         return self._finish(answer, bound, request.key)
 
-    async def arefresh(self, *args: Any, **kwargs: Any) -> Any:
+    async def arefresh(self, /, *args: Any, **kwargs: Any) -> Any:
         """`refresh` for event loops."""
         bound = self._bind(*args, **kwargs)
         request = self._request(self.keyer.key(bound), partial(self._call, bound))
         answer = await arun(self.cache.space, verbs.refresh(self.cache.space, request))
         return self._finish(answer, bound, request.key)
 
-    def bypass(self, *args: Any, **kwargs: Any) -> Any:
+    def bypass(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the function as if it were not decorated; counted as a bypass."""
         self.counters.add("bypasses")
         return self.function(*args, **kwargs)
 
-    async def abypass(self, *args: Any, **kwargs: Any) -> Any:
+    async def abypass(self, /, *args: Any, **kwargs: Any) -> Any:
         """`bypass` for event loops."""
         result = self.bypass(*args, **kwargs)
         return await result if isawaitable(result) else result
 
-    def invalidate(self, *args: Any, **kwargs: Any) -> bool:
+    def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
         """Forget the result of this call, also one being computed; whether there was one."""
         return run(self.cache.space, verbs.delete(self.cache.space, self._key(args, kwargs), self.counters))
 
-    async def ainvalidate(self, *args: Any, **kwargs: Any) -> bool:
+    async def ainvalidate(self, /, *args: Any, **kwargs: Any) -> bool:
         """`invalidate` for event loops."""
         return await arun(self.cache.space, verbs.delete(self.cache.space, self._key(args, kwargs), self.counters))
 

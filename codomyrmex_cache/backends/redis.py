@@ -23,6 +23,9 @@ DEFAULT_URL = "redis://localhost:6379/0"
 _SECONDS = 0.25
 """Connect and operation timeout: a get and a set together keep a decorated call within half a second."""
 
+_CONNECTIONS = 50
+"""For each client; a caller beyond that waits for one, within the timeout."""
+
 _PREFIX = b"cmxc:"
 """Sets our keys apart from other users of the database."""
 
@@ -74,7 +77,8 @@ class RedisBackend:
             from redis.backoff import NoBackoff
             from redis.retry import Retry
 
-            self._client = redis.Redis.from_url(self.url, **_options(), retry=Retry(NoBackoff(), 0))
+            pool = redis.BlockingConnectionPool.from_url(self.url, **_options(), retry=Retry(NoBackoff(), 0))
+            self._client = redis.Redis.from_pool(pool)
         return self._client
 
     def get(self, key: bytes) -> Entry | None:
@@ -130,7 +134,8 @@ class RedisBackend:
             from redis.asyncio.retry import Retry
             from redis.backoff import NoBackoff
 
-            client = redis.asyncio.Redis.from_url(self.url, **_options(), retry=Retry(NoBackoff(), 0))
+            pool = redis.asyncio.BlockingConnectionPool.from_url(self.url, **_options(), retry=Retry(NoBackoff(), 0))
+            client = redis.asyncio.Redis.from_pool(pool)
             for other in [other for other in self._async_clients if other.is_closed()]:
                 del self._async_clients[other]  # a client refers to its loop, so the weak key alone would not free it
             self._async_clients[loop] = client
@@ -183,8 +188,14 @@ class RedisBackend:
 
 
 def _options() -> dict[str, Any]:
-    """What is set on both clients; redis-py's own defaults are 5 s and 10 retries."""
-    return {"socket_timeout": _SECONDS, "socket_connect_timeout": _SECONDS, "decode_responses": False}
+    """What is set on both clients; redis-py's own defaults are 5 s, 10 retries and an error when all connections are in use."""
+    return {
+        "socket_timeout": _SECONDS,
+        "socket_connect_timeout": _SECONDS,
+        "timeout": _SECONDS,
+        "max_connections": _CONNECTIONS,
+        "decode_responses": False,
+    }
 
 
 def _milliseconds(entry: Entry) -> int | None:

@@ -1,0 +1,174 @@
+"""The cold path, stepped by hand: effects are answered in an order of the test's choosing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from codomyrmex_cache import InMemoryBackend
+from codomyrmex_cache._flight import Abandoned, Landed
+from codomyrmex_cache._flow import Answer, Call, Lead, Load, Now, Request, Wait, call
+from codomyrmex_cache._payload import ObjectPayloads
+from codomyrmex_cache._space import Space
+from codomyrmex_cache._verbs import delete, store
+from codomyrmex_cache.keys import Key
+from codomyrmex_cache.stats import Counters
+from codomyrmex_cache.testing import FakeClock
+
+
+class Stepper:
+    """One caller, moved on effect by effect."""
+
+    def __init__(self, space: Space, flow: Any) -> None:
+        self.space, self.stack, self.result = space, [flow], None
+        self.pending: Any = next(flow)
+
+    @property
+    def done(self) -> bool:
+        return not self.stack
+
+    def step(self, *, fails: Exception | None = None, gives: Any = None) -> None:
+        """Carry out the pending effect; `fails` or `gives` stand for the user's function."""
+        effect, reply = self.pending, gives
+        if isinstance(effect, Lead):
+            self.stack.append(effect.flow)
+            self.pending = next(effect.flow)
+            return
+        if isinstance(effect, Call):
+            reply = getattr(self.space.backend, effect.verb)(*effect.arguments)
+        elif isinstance(effect, Now):
+            reply = self.space.clock()
+        elif isinstance(effect, Wait):
+            assert effect.flight.future.done(), "would block"
+            reply = effect.flight.future.result()
+        self.resume(reply, fails)
+
+    def resume(self, reply: Any, error: BaseException | None = None) -> None:
+        """Answer the pending effect with this."""
+        while self.stack:
+            try:
+                self.pending = self.stack[-1].throw(error) if error else self.stack[-1].send(reply)
+                return
+            except StopIteration as end:
+                self.stack.pop()
+                self.result, reply, error = end.value, end.value, None
+            except BaseException as raised:
+                self.stack.pop()
+                reply, error = None, raised
+        if error:
+            raise error
+
+    def until(self, kind: type) -> None:
+        """Go on until an effect of this kind is pending."""
+        while not isinstance(self.pending, kind):
+            self.step()
+
+    def finish(self) -> Any:
+        while not self.done:
+            self.step()
+        return self.result
+
+    def throw(self, error: BaseException) -> None:
+        """What a cancellation does: the pending effect raises."""
+        self.resume(None, error)
+
+
+@pytest.fixture
+def space(clock: FakeClock) -> Space:
+    return Space("stepped", InMemoryBackend(), ObjectPayloads(), clock, "bypass", {"": Counters()})
+
+
+KEY = Key("k", b"digest")
+
+
+def _caller(space: Space, counters: Counters) -> Stepper:
+    return Stepper(space, call(space, Request(KEY, lambda: None, counters)))
+
+
+def test_two_callers_one_load(space: Space) -> None:
+    counters = Counters()
+    leader, follower = _caller(space, counters), _caller(space, counters)
+    leader.until(Load)
+    follower.until(Wait)
+    leader.step(gives=["value"])
+    one, other = leader.finish(), follower.finish()
+    assert (one.value, other.value) == (["value"], ["value"])
+    assert one.value is not other.value
+    stats = counters.snapshot()
+    assert (stats.misses, stats.coalesced, stats.loads, stats.calls) == (1, 1, 1, 2)
+
+
+def test_a_caller_between_anothers_look_and_its_flight_finds_the_stored_value(space: Space) -> None:
+    counters = Counters()
+    late, early = _caller(space, counters), _caller(space, counters)
+    found = space.backend.get(*late.pending.arguments)  # looks now, and is told later
+    early.until(Load)
+    early.step(gives=1)
+    early.finish()
+    late.resume(found)
+    assert late.finish().value == 1
+    assert counters.snapshot().loads == 1
+    assert counters.snapshot().hits == 1
+
+
+def test_the_leaders_exception_reaches_each_follower_as_its_own(space: Space) -> None:
+    leader, follower = _caller(space, Counters()), _caller(space, Counters())
+    leader.until(Load)
+    follower.until(Wait)
+    error = KeyError("x")
+    leader.step(fails=error)
+    own, copy = leader.finish(), follower.finish()
+    assert own == Answer(None, error)
+    assert type(copy.error) is KeyError
+    assert copy.error is not error
+    assert copy.error.args == ("x",)
+    assert list(space.backend.scan(b"")) == []
+
+
+def test_a_cancelled_leader_leaves_the_key_to_the_next(space: Space) -> None:
+    leader, follower = _caller(space, Counters()), _caller(space, Counters())
+    leader.until(Load)
+    follower.until(Wait)
+    with pytest.raises(KeyboardInterrupt):
+        leader.throw(KeyboardInterrupt())
+    follower.until(Load)
+    follower.step(gives=2)
+    assert follower.finish().value == 2
+
+
+@pytest.mark.parametrize("verb", ["delete", "set"])
+def test_an_invalidation_during_the_load_wins(space: Space, verb: str) -> None:
+    leader, follower = _caller(space, Counters()), _caller(space, Counters())
+    leader.until(Load)
+    follower.until(Wait)
+    change = delete(space, KEY, Counters()) if verb == "delete" else store(space, KEY, "explicit", Counters())
+    Stepper(space, change).finish()
+    after = _caller(space, Counters())
+    leader.step(gives="old")
+    assert (leader.finish().value, follower.finish().value) == ("old", "old")
+    if verb == "set":
+        assert after.finish().value == "explicit"
+    else:
+        after.until(Load)  # does not get what was computed before the invalidation
+        after.step(gives="new")
+        assert after.finish().value == "new"
+
+
+def test_a_flight_ends_once(space: Space) -> None:
+    flight, leads = space.flights.join(b"k")
+    assert leads
+    space.flights.end(flight, Abandoned(RuntimeError()))
+    space.flights.end(flight, Landed(None, None))  # type: ignore[arg-type]
+    assert isinstance(flight.future.result(), Abandoned)
+
+
+def test_an_unstorable_result_is_not_shared_either(space: Space) -> None:
+    leader, follower = _caller(space, Counters()), _caller(space, Counters())
+    leader.until(Load)
+    follower.until(Wait)
+    leader.step(gives=iter([1]))
+    leader.finish()
+    follower.until(Load)
+    follower.step(gives=iter([2]))
+    assert list(follower.finish().value) == [2]
