@@ -655,9 +655,7 @@ def test_a_dead_cell_is_never_answered() -> None:
         values["v"] = number
         for _ in range(3):
             assert function() == number
-        [lambda: function.invalidate(), function.clear, manager.get_cache("dead").clear, lambda: function.seed(-1)][
-            number % 4
-        ]()
+        [function.invalidate, function.clear, manager.get_cache("dead").clear, lambda: function.seed(-1)][number % 4]()
         if number % 4 == 3:
             assert function() == -1
             function.clear()

@@ -76,7 +76,7 @@ DIFFERENT = [
     set(), {1}, {"1"}, {1, 2}, frozenset(), frozenset({1}), frozenset({1, 2}), {(1, 2)}, [{1}, {2}],
     dt.date(2026, 1, 1), dt.datetime(2026, 1, 1), dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
     dt.datetime(2026, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1))), dt.datetime(2026, 1, 1, fold=1),
-    dt.time(1), dt.time(1, tzinfo=dt.UTC), dt.timedelta(1), dt.timedelta(0, 1), dt.timezone.utc,
+    dt.time(1), dt.time(1, tzinfo=dt.UTC), dt.timedelta(1), dt.timedelta(0, 1), dt.UTC,
     Decimal("1"), Decimal("1.0"), Decimal("NaN"), Decimal("-0"), Decimal("0"),
     uuid.UUID(int=1), uuid.UUID(int=2), Path("a"), Path("a/b"), PurePosixPath("a"), "a/b",
     Color.RED, Color.CRIMSON, Shade.RED, Text("a"), Point(1, 2), Other(1, 2), Point(2, 1), range(3), range(0, 3, 2),
@@ -128,7 +128,9 @@ def _same(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, dict):
         matches = [next((k for k in other if _same(k, key)), _same) for key in one]
-        return len(one) == len(other) and all(m is not _same and _same(one[k], other[m]) for k, m in zip(one, matches))
+        return len(one) == len(other) and all(
+            m is not _same and _same(one[k], other[m]) for k, m in zip(one, matches, strict=False)
+        )
     if isinstance(one, frozenset):
         return len(one) == len(other) and {(type(i), i) for i in one} == {(type(i), i) for i in other}
     if isinstance(one, (float, complex, Decimal)):
@@ -239,7 +241,7 @@ def test_no_keyword_of_the_user_is_taken() -> None:
     def function(self: int, key: int, ttl: int, namespace: int, args: int, kwargs: int, _cached_x: int) -> int:
         return self + key + ttl + namespace + args + kwargs + _cached_x
 
-    call = dict(self=1, key=2, ttl=3, namespace=4, args=5, kwargs=6, _cached_x=7)
+    call = {"self": 1, "key": 2, "ttl": 3, "namespace": 4, "args": 5, "kwargs": 6, "_cached_x": 7}
     assert [function(**call), function(**call)] == [28, 28]
     assert function.stats().hits == 1
     assert function.invalidate(**call) is True
