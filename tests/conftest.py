@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -28,12 +29,16 @@ def _binaries() -> dict[str, str]:
 
 
 class Server:
-    """A server process of our own on a unix socket."""
+    """A server process of our own on a unix socket and a free port."""
 
     def __init__(self, binary: str, folder: Path) -> None:
         self.socket = folder / "server.sock"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
         self._command = [
-            binary, "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no", "--dir", str(folder),
+            binary, "--bind", "127.0.0.1", "--port", str(self.port), "--unixsocket", str(self.socket),
+            "--save", "", "--appendonly", "no", "--dir", str(folder),
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
         self.start()

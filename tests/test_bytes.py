@@ -33,7 +33,8 @@ def test_the_safe_codec_keeps_values_and_types(value: Any) -> None:
     "value",
     [
         bytearray(b"x"), {1, 2}, {"$": 1, "t": ["t", 1]}, ["d", 1], ["r", 0], 2**20_000, -(2**5000), -0.0, math.inf,
-        "\ud83d\udc00"[:1] + "\udc00", dt.datetime(2026, 1, 1, fold=1, tzinfo=dt.UTC), dt.time(1, tzinfo=dt.timezone(dt.timedelta(hours=2))),
+        "\ud83d\udc00"[:1] + "\udc00", dt.datetime(2026, 1, 1, fold=1, tzinfo=dt.UTC),
+        dt.time(1, tzinfo=dt.timezone(dt.timedelta(hours=2))),
         dt.timedelta(-1, 5, 7), Decimal("sNaN12"), {(1, 2): [{}], None: True, 1.5: 0},
     ],
     ids=lambda value: type(value).__name__,

@@ -80,8 +80,8 @@ DIFFERENT = [
     Decimal("1"), Decimal("1.0"), Decimal("NaN"), Decimal("-0"), Decimal("0"),
     uuid.UUID(int=1), uuid.UUID(int=2), Path("a"), Path("a/b"), PurePosixPath("a"), "a/b",
     Color.RED, Color.CRIMSON, Shade.RED, Text("a"), Point(1, 2), Other(1, 2), Point(2, 1), range(3), range(0, 3, 2),
-    slice(1), slice(1, 2), ..., NotImplemented, int, str, Color, Point, Plain(1), Plain(1, [1]), Plain(2), Slotted(1), Slotted(1, 1),
-    _Mangled(1), _Mangled(2), Stateful(), Stateful(a=1), Stateful(a=2), Stateful(b=1),
+    slice(1), slice(1, 2), ..., NotImplemented, int, str, Color, Point, Plain(1), Plain(1, [1]), Plain(2),
+    Slotted(1), Slotted(1, 1), _Mangled(1), _Mangled(2), Stateful(), Stateful(a=1), Stateful(a=2), Stateful(b=1),
     OrderedDict(a=1, b=2), OrderedDict(b=2, a=1), defaultdict(list, a=1), defaultdict(set, a=1),
 ]  # fmt: skip
 
