@@ -74,7 +74,7 @@ class Space:
                 f"namespace {self.name!r}: the backend {type(self.backend).__name__} failed to {verb} ({kind}: {error})"
             ) from error
         self.warn_once(
-            ("backend", verb, kind),
+            ("backend", kind),
             "namespace %r: the backend failed to %s (%s: %s); calls go on without it",
             self.name, verb, kind, error,
         )  # fmt: skip

@@ -98,7 +98,7 @@ def combined(name: str, first: Options, second: Options) -> Options:
     values: dict[str, Any] = {}
     for field in fields(Options):
         old, new = getattr(first, field.name), getattr(second, field.name)
-        if old is not None and new is not None and not _same(old, new):
+        if old is not None and new is not None and not _same(field.name, old, new):
             shown = ("another one", "the first") if field.name == "secret" else (repr(new), repr(old))
             raise CacheConfigurationError(
                 f"namespace {name!r} was set up with {field.name}={shown[1]} and is now asked for with "
@@ -108,9 +108,9 @@ def combined(name: str, first: Options, second: Options) -> Options:
     return Options(**values)
 
 
-def _same(old: object, new: object) -> bool:
-    if isinstance(old, os.PathLike) or isinstance(new, os.PathLike):
-        return os.fspath(old) == os.fspath(new)  # type: ignore[call-overload, no-any-return]
+def _same(option: str, old: Any, new: Any) -> bool:
+    if option == "directory":
+        return str(os.path.abspath(old)) == str(os.path.abspath(new))
     return old is new or (isinstance(old, (str, int, bytes, list, tuple)) and old == new)
 
 
@@ -129,6 +129,8 @@ def resolved(options: Options, environment: Mapping[str, str]) -> Options:
 
         url = options.url or environment.get("CODOMYRMEX_CACHE_REDIS_URL") or DEFAULT_URL
         return replace(chosen, url=url, secret=secret)
+    if backend == "in_memory":
+        return replace(chosen, max_entries=options.max_entries or DEFAULT_MAX_ENTRIES, secret=secret)
     return replace(chosen, secret=secret)
 
 
@@ -153,7 +155,7 @@ def _make_backend(name: str, options: Options) -> Backend:
         assert options.backend is not None
         return options.backend
     if options.backend == "in_memory":
-        return InMemoryBackend(max_entries=options.max_entries or DEFAULT_MAX_ENTRIES)
+        return InMemoryBackend(max_entries=options.max_entries)
     if options.backend == "file_based":
         from codomyrmex_cache._folders import namespace_directory
         from codomyrmex_cache.backends.file_based import FileBasedBackend

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from threading import Lock
 from typing import Any, TypeVar, overload
@@ -117,12 +117,15 @@ class Cache:
         value: T = answer.value
         return value
 
-    async def aget_or_load(self, key: str, loader: Callable[[], Awaitable[T] | T], ttl: Ttl = None) -> T:
+    @overload
+    async def aget_or_load(self, key: str, loader: Callable[[], Awaitable[T]], ttl: Ttl = None) -> T: ...
+    @overload
+    async def aget_or_load(self, key: str, loader: Callable[[], T], ttl: Ttl = None) -> T: ...
+    async def aget_or_load(self, key: str, loader: Callable[[], Any], ttl: Ttl = None) -> Any:
         """`get_or_load` for event loops; `loader` may be a coroutine function."""
         request = Request(direct_key(key), loader, self._direct, validated_ttl(ttl), awaits=True)
         answer = await arun(self.space, call(self.space, request))
-        value: T = answer.value
-        return value
+        return answer.value
 
     def entry(self, key: str) -> Entry | None:
         """The value with its times (wall-clock seconds since 1970 unless a clock was injected), or `None`."""
@@ -171,6 +174,9 @@ class Cache:
     async def akeys(self) -> list[str]:
         """`keys` for event loops."""
         return await arun(self.space, verbs.keys(self.space, "", self._direct))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
 
     def __len__(self) -> int:
         return len(self.keys())

@@ -32,7 +32,8 @@ _SUMMED = (
 class CacheStats:
     """What happened in one function, namespace or manager up to the moment of the call.
 
-    Seconds are wall seconds.  `size` is the number of entries, `None` where a backend cannot count cheaply.
+    Seconds are wall seconds; `seconds_saved` adds up, for each hit, what the load of its entry took.
+    `size` is the number of entries, `None` where a backend cannot count cheaply.
     """
 
     hits: int = 0
@@ -105,7 +106,7 @@ class Counters:
 
     def __init__(self) -> None:
         for name in _SUMMED:
-            setattr(self, name, 0)
+            setattr(self, name, 0.0 if "seconds" in name else 0)
         self.load_seconds_max = 0.0
         self._errors: Counter[str] = Counter()
         self._lock = Lock()

@@ -74,7 +74,7 @@ def test_a_bad_ttl_is_an_error() -> None:
     assert cache.has("k") is False
 
 
-def test_contradictions_name_both_sides_and_agreement_is_silent(tmp_path: Path) -> None:
+def test_contradictions_name_both_sides_and_agreement_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manager = CacheManager(directory=tmp_path)
     cache = manager.get_cache("x", backend="file_based")
     assert manager.get_cache("x") is cache
@@ -85,6 +85,11 @@ def test_contradictions_name_both_sides_and_agreement_is_silent(tmp_path: Path) 
         CacheError, match=r"'x' was set up with backend='file_based' and is now asked for with backend='in_memory'"
     ):
         manager.get_cache("x", backend="in_memory")
+    monkeypatch.chdir(tmp_path)
+    assert manager.get_cache("x", directory=".") is cache  # another spelling of the same folder
+    bounded = manager.get_cache("z", backend="in_memory")
+    bounded.set("k", 1)
+    assert manager.get_cache("z", max_entries=10_000, on_error="bypass") is bounded  # the defaults, said aloud
     with pytest.raises(CacheError, match="directory="):
         manager.get_cache("x", directory=tmp_path / "other")
     secret = manager.get_cache("y", secret=b"0123456789abcdef")
@@ -173,6 +178,7 @@ def test_an_empty_cache_is_true_and_knows_its_length() -> None:
     assert len(cache) == 1
     assert "k" in cache
     assert "l" not in cache
+    assert list(cache) == ["k"]
 
 
 def test_a_value_that_cannot_be_stored_replaces_nothing_wrongly(caplog: pytest.LogCaptureFixture) -> None:

@@ -48,8 +48,9 @@ def test_a_failing_backend_is_a_miss_counted_and_logged_once(caplog: pytest.LogC
     assert (stats.size, stats.misses, stats.loads) == (None, 5, 3)
     assert set(stats.errors) == {"backend:OSError"}
     lines = [record.message for record in caplog.records]
-    assert len(lines) == len(set(lines)) == 7  # get, set, look up, delete, list, clear, count
-    assert all("'failing'" in line and "no such device" in line for line in lines)
+    assert len(lines) == 1
+    assert "'failing'" in lines[0]
+    assert "no such device" in lines[0]
 
 
 def test_on_error_raise_hands_the_failure_on() -> None:
