@@ -16,16 +16,20 @@ if TYPE_CHECKING:
     from codomyrmex_cache.decorator import cached
     from codomyrmex_cache.errors import CacheError
     from codomyrmex_cache.manager import CacheManager, get_cache
+    from codomyrmex_cache.markers import By, FileContent, Ignore
     from codomyrmex_cache.stats import CacheStats
 
 __all__ = [
     "MISSING",
+    "By",
     "Cache",
     "CacheError",
     "CacheManager",
     "CacheStats",
     "Entry",
     "FileBasedBackend",
+    "FileContent",
+    "Ignore",
     "InMemoryBackend",
     "RedisBackend",
     "cached",
@@ -34,12 +38,15 @@ __all__ = [
 
 _ROOMS = {
     "MISSING": "_entry",
+    "By": "markers",
     "Cache": "cache",
     "CacheError": "errors",
     "CacheManager": "manager",
     "CacheStats": "stats",
     "Entry": "_entry",
     "FileBasedBackend": "backends.file_based",
+    "FileContent": "markers",
+    "Ignore": "markers",
     "InMemoryBackend": "backends.in_memory",
     "RedisBackend": "backends.redis",
     "cached": "decorator",

@@ -4,9 +4,13 @@ Every value is written as a tag, then lengths, then content, so that no two enco
 depends on the process is kept out: no repr, no id, no hash seed, no insertion order of dicts and sets.  What cannot be
 encoded exactly is an `UnkeyableError`, never an approximation.
 
-How a type is encoded, first match wins: the built-in types by value; `register`ed types; `__cache_key__`; enums by
-class and name; dataclasses by class and attributes; subclasses of built-ins by class, content and attributes; anything
-else by class and the state that `__reduce_ex__` gives (what `copy` and `pickle` rely on).
+How a type is encoded, first match wins: the built-in types by value; `register`ed types; `__cache_key__`; functions and
+types of other packages by the rules in `_encoders` (nothing is imported to recognise them); enums by class and name;
+dataclasses by class and attributes; subclasses of built-ins by class, content and attributes; anything else by class and
+the state that `__reduce_ex__` gives (what `copy` and `pickle` rely on).
+
+Text and bytes are in the encoding whole.  Buffers of numbers beyond a page count by their 128-bit xxh3, since a
+cryptographic hash of a large array would cost twenty times the rest of the call.
 """
 
 from __future__ import annotations
@@ -21,21 +25,38 @@ from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from os import urandom
+from os.path import basename, splitext
 from pathlib import PurePath
 from struct import Struct
-from types import BuiltinFunctionType, EllipsisType, FunctionType, ModuleType, NotImplementedType
+from types import EllipsisType, NotImplementedType
 from typing import Any
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
+from xxhash import xxh3_128_digest
+
 from codomyrmex_cache.errors import UnkeyableError
 
-__all__ = ["encode", "encode_into", "main_module_name", "register", "type_identity"]
+__all__ = [
+    "SPECIAL",
+    "Encoder",
+    "encode",
+    "encode_buffer",
+    "encode_into",
+    "encode_plain",
+    "module_name",
+    "refuse",
+    "register",
+    "type_identity",
+]
 
 Encoder = Callable[[Any, bytearray, int], None]
 
 MAX_DEPTH = 200
 """Nesting beyond this is refused: a self-reference ends here, long before the interpreter's own limit."""
+
+MAX_INLINE_BUFFER = 4096
+"""Bytes of a buffer that go into the encoding as they are."""
 
 _length = Struct(">Q").pack
 _double = Struct(">d").pack
@@ -94,41 +115,122 @@ def register(kind: type, encoder: Callable[[Any], object]) -> None:
 # -- built-in values -------------------------------------------------------------------------------------------------
 
 
+def encode_plain(value: Any, depth: int, saw_bytes: list[bool] | None = None) -> bytes:
+    """The same encoding, for the types that fill most calls without a function call per leaf.
+
+    Args:
+        value: anything; what is not of these types takes the long way.
+        depth: of nesting.
+        saw_bytes: gets an element if `bytes` occur.
+    """
+    kind = type(value)
+    if kind is str:
+        return (len(value) <= _SHORT and _short_texts.get(value)) or _text(value)
+    if kind is dict:
+        return _dict(value, depth, saw_bytes)
+    if kind is list or kind is tuple or kind is set or kind is frozenset:
+        inner = _deeper(depth)
+        items = [
+            _dict(item, inner, saw_bytes) if type(item) is dict else encode_plain(item, inner, saw_bytes) for item in value
+        ]
+        if kind is set or kind is frozenset:
+            items.sort()
+        return _TAGS[kind] + _length(len(items)) + b"".join(items)
+    if kind is int:
+        return _integer(value)
+    if kind is float:
+        return b"f" + _packed_double(value)
+    if value is None:
+        return b"N"
+    if kind is bool:
+        return b"T" if value else b"F"
+    if kind is bytes and saw_bytes is not None:
+        saw_bytes.append(True)
+    out = bytearray()
+    encode_into(value, out, depth)
+    return bytes(out)
+
+
+_DICT_HEADS = [b"d" + _length(count) for count in range(64)]
+_TAGS: dict[type, bytes] = {list: b"l", tuple: b"t", set: b"S", frozenset: b"Z"}
+
+
+def _dict(value: dict[Any, Any], depth: int, saw_bytes: list[bool] | None) -> bytes:
+    """Pairs sorted by their encoding; text and dicts, which most keys and values are, on the shortest way."""
+    inner = depth + 1 if depth < MAX_DEPTH else _deeper(depth)
+    known = _short_texts.get
+    pairs = []
+    for key, item in value.items():
+        first = (known(key) or _text(key)) if type(key) is str else encode_plain(key, inner, saw_bytes)
+        kind = type(item)
+        if kind is str:
+            pairs.append(first + ((len(item) <= _SHORT and known(item)) or _text(item)))
+        elif kind is dict:
+            pairs.append(first + _dict(item, inner, saw_bytes))
+        else:
+            pairs.append(first + encode_plain(item, inner, saw_bytes))
+    if len(pairs) > 1:
+        pairs.sort()
+    count = len(pairs)
+    return (_DICT_HEADS[count] if count < 64 else b"d" + _length(count)) + b"".join(pairs)
+
+
+def _deeper(depth: int) -> int:
+    if depth >= MAX_DEPTH:
+        raise UnkeyableError(f"nested deeper than {MAX_DEPTH} levels, or refers to itself")
+    return depth + 1
+
+
+_SHORT = 64
+_MAX_SHORT_TEXTS = 8_192
+_short_texts: dict[str, bytes] = {}  # dict keys and names recur in every call
+
+
+def _text(value: str) -> bytes:
+    try:
+        content = value.encode()
+    except UnicodeEncodeError:  # lone surrogates; naming the error handler costs every other text 0.2 us
+        content = value.encode("utf-8", "surrogatepass")
+    encoded = b"s" + _length(len(content)) + content
+    if len(value) <= _SHORT:
+        if len(_short_texts) >= _MAX_SHORT_TEXTS:
+            _short_texts.clear()
+        _short_texts[value] = encoded
+    return encoded
+
+
+def _integer(value: int) -> bytes:
+    size = value.bit_length() // 8 + 1
+    return b"i" + _length(size) + value.to_bytes(size, "big", signed=True)
+
+
 def _sized(tag: bytes, content: bytes | bytearray, out: bytearray) -> None:
     out += tag
     out += _length(len(content))
     out += content
 
 
-def _none(value: None, out: bytearray, depth: int) -> None:
-    out += b"N"
-
-
-def _bool(value: bool, out: bytearray, depth: int) -> None:
-    out += b"T" if value else b"F"
-
-
-def _int(value: int, out: bytearray, depth: int) -> None:
-    _sized(b"i", int.to_bytes(value, int.bit_length(value) // 8 + 1, "big", signed=True), out)
-
-
 def _packed_double(value: float) -> bytes:
     return _double(value) if value == value else _NAN  # all NaN agree: their payload bits carry no meaning
 
 
-def _float(value: float, out: bytearray, depth: int) -> None:
-    out += b"f"
-    out += _packed_double(value)
+def _as_plain(base: Callable[[Any], Any]) -> Encoder:
+    """Content of a subclass, taken out of its hands before its own methods could have a say."""
+
+    def encoder(value: Any, out: bytearray, depth: int) -> None:
+        out += encode_plain(base(value), depth)
+
+    return encoder
+
+
+def _plain(value: Any, out: bytearray, depth: int) -> None:
+    out += encode_plain(value, depth)
 
 
 def _complex(value: complex, out: bytearray, depth: int) -> None:
     out += b"c"
     out += _packed_double(value.real)
     out += _packed_double(value.imag)
-
-
-def _str(value: str, out: bytearray, depth: int) -> None:
-    _sized(b"s", str.encode(value, "utf-8", "surrogatepass"), out)
 
 
 def _bytes(value: bytes, out: bytearray, depth: int) -> None:
@@ -139,46 +241,21 @@ def _bytearray(value: bytearray, out: bytearray, depth: int) -> None:
     _sized(b"B", value, out)
 
 
-def _items(tag: bytes, count: int, values: Iterable[object], out: bytearray, depth: int) -> None:
+def encode_buffer(content: Any, size: int, out: bytearray) -> None:
+    """Append a contiguous buffer of this many bytes: itself if small, else its length and hash, without copying it."""
+    if size <= MAX_INLINE_BUFFER:
+        _sized(b"x", bytes(content), out)
+    else:
+        out += b"X"
+        out += _length(size)
+        out += xxh3_128_digest(content)
+
+
+def _items(tag: bytes, values: list[object], out: bytearray, depth: int) -> None:
     out += tag
-    out += _length(count)
+    out += _length(len(values))
     for value in values:
         encode_into(value, out, depth + 1)
-
-
-def _list(value: list[object], out: bytearray, depth: int) -> None:
-    _items(b"l", len(value), list.__iter__(value), out, depth)
-
-
-def _tuple(value: tuple[object, ...], out: bytearray, depth: int) -> None:
-    _items(b"t", len(value), tuple.__iter__(value), out, depth)
-
-
-def _encoded(value: object, depth: int) -> bytes:
-    out = bytearray()
-    encode_into(value, out, depth)
-    return bytes(out)
-
-
-def _sorted(tag: bytes, parts: list[bytes], out: bytearray) -> None:
-    parts.sort()
-    out += tag
-    out += _length(len(parts))
-    for part in parts:
-        out += part
-
-
-def _dict(value: dict[object, object], out: bytearray, depth: int) -> None:
-    pairs = [_encoded(key, depth + 1) + _encoded(item, depth + 1) for key, item in dict.items(value)]
-    _sorted(b"d", pairs, out)
-
-
-def _set(value: set[object], out: bytearray, depth: int) -> None:
-    _sorted(b"S", [_encoded(item, depth + 1) for item in set.__iter__(value)], out)
-
-
-def _frozenset(value: frozenset[object], out: bytearray, depth: int) -> None:
-    _sorted(b"Z", [_encoded(item, depth + 1) for item in frozenset.__iter__(value)], out)
 
 
 def _by_parts(tag: bytes, parts: Callable[[Any], tuple[object, ...]]) -> Encoder:
@@ -204,19 +281,10 @@ def _timezone_parts(value: timezone) -> tuple[object, ...]:
 
 
 _BUILT_IN: dict[type, Encoder] = {
-    type(None): _none,
-    bool: _bool,
-    int: _int,
-    float: _float,
+    **dict.fromkeys((type(None), bool, int, float, str, list, tuple, dict, set, frozenset), _plain),
     complex: _complex,
-    str: _str,
     bytes: _bytes,
     bytearray: _bytearray,
-    list: _list,
-    tuple: _tuple,
-    dict: _dict,
-    set: _set,
-    frozenset: _frozenset,
     datetime: _by_parts(b"D", lambda value: _date_parts(value) + _time_parts(value)),
     date: _by_parts(b"a", _date_parts),
     time: _by_parts(b"h", _time_parts),
@@ -251,7 +319,7 @@ def main_module_name() -> str:
     if spec is not None:
         return str(spec.name)
     path = getattr(main, "__file__", None)
-    return PurePath(path).stem if path else "__main__"
+    return splitext(basename(path))[0] if path else "__main__"
 
 
 def module_name(name: str | None) -> str:
@@ -279,7 +347,7 @@ def _object(tag: bytes, parts: Callable[[Any], object]) -> Encoder:
 
     def encoder(value: object, out: bytearray, depth: int) -> None:
         out += tag
-        _tuple(type_identity(type(value)), out, depth)
+        out += encode_plain(type_identity(type(value)), depth)
         encode_into(parts(value), out, depth + 1)
 
     return encoder
@@ -292,13 +360,16 @@ def _resolve(kind: type) -> Encoder:
         if "__cache_key__" in vars(base):
             return _object(b"K", lambda value: value.__cache_key__())
     if issubclass(kind, type):
-        return lambda value, out, depth: _items(b"C", 1, [type_identity(value)], out, depth)
-    if kind is object or issubclass(kind, (FunctionType, BuiltinFunctionType, ModuleType)):
-        return _refuse
+        return lambda value, out, depth: _items(b"C", [type_identity(value)], out, depth)
+    if kind is object or hasattr(kind, "__next__") or hasattr(kind, "__anext__"):
+        return refuse  # sentinels differ by identity alone; an iterator's content cannot be looked at twice
+    special = _special(kind)
+    if special is not None:
+        return special
     if issubclass(kind, Enum):
         return _enum
     if issubclass(kind, PurePath):
-        return _object(b"P", lambda value: (value.parts, getattr(value, "__dict__", None)))
+        return _path if kind.__module__.startswith("pathlib") else _object(b"P", lambda value: (value.parts, vars(value)))
     for base in _BASES:
         if issubclass(kind, base):
             return _subclass(base)
@@ -307,29 +378,47 @@ def _resolve(kind: type) -> Encoder:
     return _object(b"O", _reduced)
 
 
+def _special(kind: type) -> Encoder | None:
+    """The rule for a class, or a base of it, that is known by its module and name."""
+    for base in kind.__mro__:
+        found = SPECIAL.get((base.__module__.partition(".")[0], base.__name__))
+        if found is not None:
+            return found
+    return None
+
+
+SPECIAL: dict[tuple[str, str], Encoder] = {}
+"""By top-level module and class name; filled by `_encoders`, which every user of this module imports."""
+
+
+def _path(value: PurePath, out: bytearray, depth: int) -> None:
+    out += b"p"
+    encode_into((type(value).__name__, value.parts), out, depth + 1)  # the class's module differs between Pythons
+
+
 def _enum(value: Enum, out: bytearray, depth: int) -> None:
     """Class, name and value: an edited value is another argument, one without encoding goes by its name alone."""
     try:
-        content = _encoded(value._value_, depth + 1)
+        content = encode_plain(value._value_, depth + 1)
     except Exception:  # any failure of the value's own code; the name still tells members apart
         if value._name_ not in type(value).__members__:
             raise
         content = b""
     out += b"E"
-    _tuple(type_identity(type(value)), out, depth)
+    out += encode_plain(type_identity(type(value)), depth)
     encode_into((value._name_, content), out, depth + 1)
 
 
 def _subclass(base: type) -> Encoder:
     """A class over a built-in: what the built-in holds, and whatever its state adds."""
-    content: Encoder = _ordered_pairs if issubclass(base, OrderedDict) else _BUILT_IN[base]
+    content = _CONTENT.get(base) or _BUILT_IN[base]
     state = object.__getstate__ if issubclass(base, (set, frozenset)) else _reduced
     if issubclass(base, dict):
         state = _reduced_without_items
 
     def encoder(value: object, out: bytearray, depth: int) -> None:
         out += b"U"
-        _tuple(type_identity(type(value)), out, depth)
+        out += encode_plain(type_identity(type(value)), depth)
         content(value, out, depth + 1)
         encode_into(state(value), out, depth + 1)
 
@@ -337,7 +426,20 @@ def _subclass(base: type) -> Encoder:
 
 
 def _ordered_pairs(value: Any, out: bytearray, depth: int) -> None:
-    _items(b"o", len(value), value.items(), out, depth)
+    _items(b"o", list(value.items()), out, depth)
+
+
+_CONTENT: dict[type, Encoder] = {
+    OrderedDict: _ordered_pairs,
+    int: _as_plain(int.__pos__),
+    float: _as_plain(float.__pos__),
+    str: _as_plain(str.__str__),
+    list: _as_plain(lambda value: list(list.__iter__(value))),
+    tuple: _as_plain(lambda value: tuple(tuple.__iter__(value))),
+    dict: _as_plain(lambda value: dict(dict.items(value))),
+    set: _as_plain(lambda value: set(set.__iter__(value))),
+    frozenset: _as_plain(lambda value: frozenset(frozenset.__iter__(value))),
+}
 
 
 def _reduced_without_items(value: object) -> object:
@@ -357,18 +459,25 @@ def _reduction(value: Any) -> tuple[object, object, object, Iterable[object] | N
     try:
         reduced = reducer(value) if reducer else value.__reduce_ex__(4)
     except Exception as error:
-        raise UnkeyableError(f"{_describe(value)} has no state to take a key from ({error})") from error
-    if isinstance(reduced, str):
-        return reduced, None, None, None, None
+        raise UnkeyableError(f"{describe(value)} has no state to take a key from ({error})") from error
+    if isinstance(reduced, str):  # the name of a global, of the module that the object says
+        return (module_name(getattr(value, "__module__", None)), reduced), None, None, None, None
     rebuild, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
-    name = (module_name(rebuild.__module__), rebuild.__qualname__)
-    return name, arguments, state, items, pairs
+    if isinstance(state, dict):
+        state = {name: item for name, item in state.items() if name not in _VOLATILE}
+    return (module_name(rebuild.__module__), rebuild.__qualname__), arguments, state, items, pairs
 
 
-def _describe(value: object) -> str:
+_VOLATILE = frozenset({"_attrs_cached_hash", "__orig_class__"})
+"""Attributes that say nothing about the value: a hash kept by attrs, the subscript a generic class was made through."""
+
+
+def describe(value: object) -> str:
+    """The full name of the value's type."""
     kind = type(value)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _refuse(value: object, out: bytearray, depth: int) -> None:
-    raise UnkeyableError(f"{_describe(value)} has no exact encoding")
+def refuse(value: object, out: bytearray, depth: int) -> None:
+    """The encoder of what has no exact encoding."""
+    raise UnkeyableError(f"{describe(value)} has no exact encoding")

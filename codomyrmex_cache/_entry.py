@@ -42,6 +42,7 @@ class Entry:
         expires_at: from then on a backend may drop it; `None` means never.
         cost: seconds the load took.
         digest: 256-bit digest of the call's encoding, compared on read; empty for direct keys.
+        parts: names and short digests of what went into the key, to explain a miss; never the values.
         shared: the value may be handed out by reference (immutable, or `copy=False`).
         awaited: the function returned an awaitable and this is what it resolved to.
     """
@@ -52,6 +53,7 @@ class Entry:
     expires_at: float | None = None
     cost: float = 0.0
     digest: bytes = b""
+    parts: tuple[tuple[str, bytes], ...] = ()
     shared: bool = False
     awaited: bool = False
 

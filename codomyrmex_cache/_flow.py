@@ -80,6 +80,7 @@ class Request(NamedTuple):
         ttl: fresh time, or a callable on the result.
         copy: whether stored values are kept apart from handed-out ones.
         awaits: whether the driver awaits what `invoke` gives back.
+        unchanged: asked after the load; if it says no, what the key was taken from has changed and nothing is stored.
     """
 
     key: Key
@@ -88,6 +89,7 @@ class Request(NamedTuple):
     ttl: Ttl = None
     copy: bool = True
     awaits: bool = False
+    unchanged: Callable[[], bool] | None = None
 
 
 class Answer(NamedTuple):
@@ -227,7 +229,10 @@ def load(space: Space, request: Request, flight: Flight) -> Flow[Outcome]:
     now = yield Now()
     counters.load(now - started)
     seconds = _checked_lifetime(space, request, value)
-    entry = new_entry(value, seconds, now, cost=now - started, digest=request.key.digest, awaited=request.awaits)
+    if request.unchanged is not None and not (yield Load(request.unchanged)):
+        seconds = 0.0
+    key = request.key
+    entry = new_entry(value, seconds, now, cost=now - started, digest=key.digest, parts=key.parts, awaited=request.awaits)
     packed = pack(space, request.key, entry, counters, copy=request.copy)
     if packed is not None and seconds != 0 and not flight.fenced:
         yield from write(space, request.key, packed, counters)

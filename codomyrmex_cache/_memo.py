@@ -11,14 +11,16 @@ from typing import Any
 from codomyrmex_cache import _verbs as verbs
 from codomyrmex_cache._drive import arun, run
 from codomyrmex_cache._entry import MISSING, Entry, Missing
+from codomyrmex_cache._explain import Explanation, explain
 from codomyrmex_cache._flow import Answer, AwaitableResult, Request, call, read
 from codomyrmex_cache._front import Front
+from codomyrmex_cache._keying import Keying, make_keyer
 from codomyrmex_cache._policy import Ttl
 from codomyrmex_cache._signature import RESERVED, compile_function, shape_of
 from codomyrmex_cache.backends.in_memory import Cell
 from codomyrmex_cache.cache import Cache
 from codomyrmex_cache.errors import UnkeyableError
-from codomyrmex_cache.keys import Key, Keyer
+from codomyrmex_cache.keys import Key
 from codomyrmex_cache.stats import CacheStats
 
 __all__ = ["Memo"]
@@ -34,17 +36,15 @@ class Memo:
         cache: its namespace.
         ttl: validated fresh time.
         copy: whether handed-out results are kept apart from stored ones.
-        name: identity instead of module and qualified name.
-        version: part of every key.
+        keying: what the decorator says about keys.
     """
 
-    def __init__(
-        self, function: Callable[..., Any], cache: Cache, *, ttl: Ttl, copy: bool, name: str | None, version: object
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], cache: Cache, *, ttl: Ttl, copy: bool, keying: Keying) -> None:
         self.function = function
         self.cache = cache
         self.shape = shape_of(function)
-        self.keyer = Keyer(function, self.shape, name=name, version=version)
+        self.keyer = make_keyer(function, self.shape, keying)
+        self._strict = keying.strict
         self.counters = cache.counters(self.keyer.name)
         self.is_async = iscoroutinefunction(function) or iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
         self.front = Front(self.shape, enabled=self.keyer.depends_on_arguments_only)
@@ -84,7 +84,7 @@ class Memo:
             return self._adopt(key, bound, invoke())
         space = self.cache.space
         try:
-            answer = run(space, call(space, self._request(key, invoke)))
+            answer = run(space, call(space, self._while_files_stay(self._request(key, invoke), bound)))
         except AwaitableResult as result:
             self._awaits = True
             return self._adopt(key, bound, result.awaitable)
@@ -100,7 +100,7 @@ class Memo:
         except UnkeyableError as error:
             return await self._uncached(error, partial(self._call, bound))
         space = self.cache.space
-        answer = await arun(space, call(space, self._request(key, partial(self._call, bound))))
+        answer = await arun(space, call(space, self._while_files_stay(self._request(key, partial(self._call, bound)), bound)))
         return self._finish(answer, bound, key)
 
     async def _adopt(self, key: Key, bound: tuple[Any, ...], awaitable: Awaitable[Any]) -> Any:
@@ -114,7 +114,7 @@ class Memo:
 
         space = self.cache.space
         try:
-            answer = await arun(space, call(space, self._request(key, invoke)))
+            answer = await arun(space, call(space, self._while_files_stay(self._request(key, invoke), bound)))
         finally:
             if not taken and iscoroutine(awaitable):
                 awaitable.close()
@@ -122,6 +122,12 @@ class Memo:
 
     def _request(self, key: Key, invoke: Callable[[], Any]) -> Request:
         return Request(key, invoke, self.counters, self._ttl, self._copy, self._awaits)
+
+    def _while_files_stay(self, request: Request, bound: tuple[Any, ...]) -> Request:
+        """A result of files that changed meanwhile belongs to neither content."""
+        if not self.keyer.volatile:
+            return request
+        return request._replace(unchanged=lambda: self.keyer.key(bound) == request.key)
 
     def _finish(self, answer: Answer, bound: tuple[Any, ...], key: Key) -> Any:
         if answer.entry is None:
@@ -142,11 +148,13 @@ class Memo:
             self.front.fill(bound, cell, space.clock)
 
     def _uncached(self, error: UnkeyableError, invoke: Callable[[], Any]) -> Any:
+        if self._strict:
+            raise error
         self.counters.add("bypasses")
         if self.counters.error("unkeyable") == 1:
             logger.warning(
-                "%s is called without caching: %s.  Leave the parameter out of the key, give its class a "
-                "__cache_key__ method, or register an encoder for it with codomyrmex_cache.keys.register.",
+                "%s is called without caching: %s.  Leave the parameter out of the key with ignore=, say what counts with "
+                "Annotated[..., By(function)], or give its class a __cache_key__ method.",
                 self.keyer.name, error,
             )  # fmt: skip
         return invoke()
@@ -194,14 +202,14 @@ class Memo:
         if self._awaits:
             return self.arefresh(*args, **kwargs)
         bound = self._bind(*args, **kwargs)
-        request = self._request(self.keyer.key(bound), partial(self._call, bound))
+        request = self._while_files_stay(self._request(self.keyer.key(bound), partial(self._call, bound)), bound)
         answer = run(self.cache.space, verbs.refresh(self.cache.space, request))
         return self._finish(answer, bound, request.key)
 
     async def arefresh(self, /, *args: Any, **kwargs: Any) -> Any:
         """`refresh` for event loops."""
         bound = self._bind(*args, **kwargs)
-        request = self._request(self.keyer.key(bound), partial(self._call, bound))
+        request = self._while_files_stay(self._request(self.keyer.key(bound), partial(self._call, bound)), bound)
         answer = await arun(self.cache.space, verbs.refresh(self.cache.space, request))
         return self._finish(answer, bound, request.key)
 
@@ -230,6 +238,22 @@ class Memo:
     async def aseed(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
         """`seed` for event loops."""
         await arun(self.cache.space, self._store(value, args, kwargs))
+
+    def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
+        """Why this call would be a hit or a miss; nothing runs, nothing is counted."""
+        try:
+            key = self._key(args, kwargs)
+        except UnkeyableError as error:
+            return Explanation("unkeyable", "", str(error))
+        return run(self.cache.space, explain(self.cache.space, self.keyer, key, self.counters))
+
+    async def aexplain(self, /, *args: Any, **kwargs: Any) -> Explanation:
+        """`explain` for event loops."""
+        try:
+            key = self._key(args, kwargs)
+        except UnkeyableError as error:
+            return Explanation("unkeyable", "", str(error))
+        return await arun(self.cache.space, explain(self.cache.space, self.keyer, key, self.counters))
 
     def clear(self) -> int:
         """Forget all results of this function; how many there were."""

@@ -25,6 +25,9 @@ class Payloads(Protocol):
     def unpack(self, key: bytes, entry: Entry, digest: bytes, *, copy: bool) -> Entry:
         """The entry with a value to hand out. Raises EnvelopeError or CacheCodecError if it cannot be trusted."""
 
+    def describe(self, key: bytes, entry: Entry, digest: bytes) -> tuple[Entry, bool]:
+        """The entry without decoding its value, and whether it answers this digest. Raises EnvelopeError."""
+
 
 class ObjectPayloads:
     """Values kept as objects: a snapshot is taken when storing and another for each reader."""
@@ -41,6 +44,9 @@ class ObjectPayloads:
         if entry.shared or not copy:
             return entry
         return replace(entry, value=isolated(entry.value))
+
+    def describe(self, key: bytes, entry: Entry, digest: bytes) -> tuple[Entry, bool]:
+        return entry, digest == entry.digest
 
 
 def refuse_single_use(value: Any) -> None:

@@ -8,6 +8,7 @@ from codomyrmex_cache import codecs
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._payload import refuse_single_use
 from codomyrmex_cache.envelope import Seal
+from codomyrmex_cache.errors import EnvelopeError
 
 __all__ = ["SealedPayloads"]
 
@@ -31,3 +32,11 @@ class SealedPayloads:
         envelope = self._seal.open(key, entry.value, digest)
         value = codecs.loads(envelope.codec, envelope.payload, allow_pickle=self._seal.trusted)
         return replace(envelope.entry, value=value)
+
+    def describe(self, key: bytes, entry: Entry, digest: bytes) -> tuple[Entry, bool]:
+        try:
+            return self._seal.open(key, entry.value, digest).entry, True
+        except EnvelopeError as error:
+            if error.kind != "misplaced":
+                raise
+        return self._seal.open(key, entry.value, b"").entry, False

@@ -39,6 +39,7 @@ class Shape:
         unpacked: the same for a bound tuple called `_cached_bound`.
         defaults: values of the default names used in `declaration`.
         variadic: whether `*args` or `**kwargs` occur.
+        keywords: the name of the `**kwargs` parameter, if there is one.
     """
 
     names: tuple[str, ...]
@@ -47,6 +48,7 @@ class Shape:
     unpacked: str
     defaults: dict[str, object]
     variadic: bool
+    keywords: str | None
 
     @property
     def bound(self) -> str:
@@ -87,6 +89,7 @@ def shape_of(function: Callable[..., object]) -> Shape:
         unpacked=", ".join(unpacked),
         defaults=defaults,
         variadic=any("*" in text and len(text) > 1 for text in declared),
+        keywords=next((item.name for item in parameters if item.kind is Parameter.VAR_KEYWORD), None),
     )
 
 

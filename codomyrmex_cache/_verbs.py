@@ -26,7 +26,7 @@ def store(
         yield from delete(space, key, counters)
         return
     now = yield Now()
-    entry = new_entry(value, seconds, now, digest=key.digest, awaited=awaited)
+    entry = new_entry(value, seconds, now, digest=key.digest, parts=key.parts, awaited=awaited)
     packed = pack(space, key, entry, counters, copy=copy)
     if packed is None:
         yield from delete(space, key, counters)  # the old value is not the answer any more

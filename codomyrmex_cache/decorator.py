@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
 
 from codomyrmex_cache._entry import Clock, Entry, Missing
+from codomyrmex_cache._explain import Explanation
 from codomyrmex_cache._front import wrapper_source
 from codomyrmex_cache._isolation import isolated
+from codomyrmex_cache._keying import Keying, Scope
 from codomyrmex_cache._memo import Memo
 from codomyrmex_cache._policy import Ttl, validated_ttl
 from codomyrmex_cache._signature import RESERVED, compile_function
@@ -25,22 +27,25 @@ from codomyrmex_cache.stats import CacheStats
 if TYPE_CHECKING:
     from codomyrmex_cache._secret import Secret
 
-__all__ = ["AsyncCachedFunction", "CachedFunction", "cached"]
+__all__ = ["CachedClassMethod", "CachedFunction", "cached"]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R_co = TypeVar("R_co", covariant=True)
 S = TypeVar("S", contravariant=True)
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
-_BY_CALL = ("key", "peek", "contains", "entry", "refresh", "bypass", "invalidate", "seed")
+_BY_CALL = ("key", "peek", "contains", "entry", "refresh", "bypass", "invalidate", "seed", "explain")
 _WHOLE = ("clear", "stats", "cache")
-_ASYNC = ("apeek", "acontains", "aentry", "arefresh", "abypass", "ainvalidate", "aseed", "aclear")
+_ASYNC = ("apeek", "acontains", "aentry", "arefresh", "abypass", "ainvalidate", "aseed", "aexplain", "aclear")
 
 
 class CachedFunction(Protocol[P, R_co]):
-    """A decorated function: called as before, with control methods that take the call's own arguments."""
+    """A decorated function: called as before, with control methods that take the call's own arguments.
+
+    Of a coroutine function `R_co` is the coroutine, and what does I/O has an `a`-twin.  One class for both kinds: with two,
+    `cached` is ambiguous for a function that returns `Any`, and mypy then takes the decorated function itself for an `Any`.
+    """
 
     __name__: str
     __qualname__: str
@@ -51,6 +56,9 @@ class CachedFunction(Protocol[P, R_co]):
     def cache(self) -> Cache: ...
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str: ...
+    @overload
+    def peek(self: _Async[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Missing: ...
+    @overload
     def peek(self, *args: P.args, **kwargs: P.kwargs) -> R_co | Missing: ...
     def contains(self, *args: P.args, **kwargs: P.kwargs) -> bool: ...
     def entry(self, *args: P.args, **kwargs: P.kwargs) -> Entry | None: ...
@@ -58,68 +66,80 @@ class CachedFunction(Protocol[P, R_co]):
     def bypass(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool: ...
     def seed(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation: ...
     def clear(self) -> int: ...
     def stats(self) -> CacheStats: ...
+    async def apeek(self: _Async[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Missing: ...
+    async def acontains(self: _Async[P, Any], *args: P.args, **kwargs: P.kwargs) -> bool: ...
+    async def aentry(self: _Async[P, Any], *args: P.args, **kwargs: P.kwargs) -> Entry | None: ...
+    async def arefresh(self: _Async[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    async def abypass(self: _Async[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    async def ainvalidate(self: _Async[P, Any], *args: P.args, **kwargs: P.kwargs) -> bool: ...
+    async def aseed(self: _Async[P, Any], value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    async def aexplain(self: _Async[P, Any], *args: P.args, **kwargs: P.kwargs) -> Explanation: ...
+    async def aclear(self: _Async[P, Any]) -> int: ...
+    @overload
+    def __get__(
+        self: CachedFunction[Concatenate[type[Any], ...], Any], instance: object, owner: type | None = None, /
+    ) -> CachedClassMethod[P, R_co]: ...
     @overload
     def __get__(self, instance: None, owner: type, /) -> CachedFunction[P, R_co]: ...
     @overload
     def __get__(
         self: CachedFunction[Concatenate[S, Q], T], instance: S, owner: type | None = None, /
     ) -> CachedFunction[Q, T]: ...
+    @overload  # static methods; mypy takes these for the case above, pyright does not
+    def __get__(self, instance: object, owner: type | None = None, /) -> CachedFunction[P, R_co]: ...
 
 
-class AsyncCachedFunction(Protocol[P, T_co]):
-    """A decorated coroutine function; what does I/O has an `a`-twin."""
+class CachedClassMethod(Protocol[P, R_co]):
+    """A decorated function whose first parameter is a class, reached through a class or an object: a class method, bound.
+
+    mypy compares the `self` of `__get__` with its annotation only where that has no type variable of the method's own.  So
+    `__get__` can see that the first parameter is a class, but cannot take it off; here each method takes it off.
+    """
 
     __name__: str
     __qualname__: str
 
     @property
-    def __wrapped__(self) -> Callable[P, Coroutine[Any, Any, T_co]]: ...
-    @property
     def cache(self) -> Cache: ...
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T_co]: ...
-    def key(self, *args: P.args, **kwargs: P.kwargs) -> str: ...
-    def peek(self, *args: P.args, **kwargs: P.kwargs) -> T_co | Missing: ...
-    def contains(self, *args: P.args, **kwargs: P.kwargs) -> bool: ...
-    def entry(self, *args: P.args, **kwargs: P.kwargs) -> Entry | None: ...
-    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T_co]: ...
-    def bypass(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T_co]: ...
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool: ...
-    def seed(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    def __call__(self: _Bound[Q, T], *args: Q.args, **kwargs: Q.kwargs) -> T: ...
+    def key(self: _Bound[Q, Any], *args: Q.args, **kwargs: Q.kwargs) -> str: ...
+    @overload
+    def peek(self: _Bound[Q, Coroutine[Any, Any, T]], *args: Q.args, **kwargs: Q.kwargs) -> T | Missing: ...
+    @overload
+    def peek(self: _Bound[Q, T], *args: Q.args, **kwargs: Q.kwargs) -> T | Missing: ...
+    def contains(self: _Bound[Q, Any], *args: Q.args, **kwargs: Q.kwargs) -> bool: ...
+    def entry(self: _Bound[Q, Any], *args: Q.args, **kwargs: Q.kwargs) -> Entry | None: ...
+    def refresh(self: _Bound[Q, T], *args: Q.args, **kwargs: Q.kwargs) -> T: ...
+    def bypass(self: _Bound[Q, T], *args: Q.args, **kwargs: Q.kwargs) -> T: ...
+    def invalidate(self: _Bound[Q, Any], *args: Q.args, **kwargs: Q.kwargs) -> bool: ...
+    def seed(self: _Bound[Q, Any], value: Any, /, *args: Q.args, **kwargs: Q.kwargs) -> None: ...
+    def explain(self: _Bound[Q, Any], *args: Q.args, **kwargs: Q.kwargs) -> Explanation: ...
     def clear(self) -> int: ...
     def stats(self) -> CacheStats: ...
-    async def apeek(self, *args: P.args, **kwargs: P.kwargs) -> T_co | Missing: ...
-    async def acontains(self, *args: P.args, **kwargs: P.kwargs) -> bool: ...
-    async def aentry(self, *args: P.args, **kwargs: P.kwargs) -> Entry | None: ...
-    async def arefresh(self, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
-    async def abypass(self, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
-    async def ainvalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool: ...
-    async def aseed(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    async def apeek(self: _Bound[Q, Coroutine[Any, Any, T]], *args: Q.args, **kwargs: Q.kwargs) -> T | Missing: ...
+    async def acontains(self: _Bound[Q, Coroutine[Any, Any, Any]], *args: Q.args, **kwargs: Q.kwargs) -> bool: ...
+    async def aentry(self: _Bound[Q, Coroutine[Any, Any, Any]], *args: Q.args, **kwargs: Q.kwargs) -> Entry | None: ...
+    async def arefresh(self: _Bound[Q, Coroutine[Any, Any, T]], *args: Q.args, **kwargs: Q.kwargs) -> T: ...
+    async def abypass(self: _Bound[Q, Coroutine[Any, Any, T]], *args: Q.args, **kwargs: Q.kwargs) -> T: ...
+    async def ainvalidate(self: _Bound[Q, Coroutine[Any, Any, Any]], *args: Q.args, **kwargs: Q.kwargs) -> bool: ...
+    async def aseed(self: _Bound[Q, Coroutine[Any, Any, Any]], value: Any, /, *args: Q.args, **kwargs: Q.kwargs) -> None: ...
+    async def aexplain(self: _Bound[Q, Coroutine[Any, Any, Any]], *args: Q.args, **kwargs: Q.kwargs) -> Explanation: ...
     async def aclear(self) -> int: ...
-    @overload
-    def __get__(self, instance: None, owner: type, /) -> AsyncCachedFunction[P, T_co]: ...
-    @overload
-    def __get__(
-        self: AsyncCachedFunction[Concatenate[S, Q], T], instance: S, owner: type | None = None, /
-    ) -> AsyncCachedFunction[Q, T]: ...
+
+
+_Async: TypeAlias = CachedFunction[P, Coroutine[Any, Any, T]]
+_Bound: TypeAlias = CachedClassMethod[Concatenate[Any, Q], T]
 
 
 class Decorator(Protocol):
     """What `cached(...)` with arguments gives back."""
 
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # the more special first
-        self, function: Callable[P, Coroutine[Any, Any, T]], /
-    ) -> AsyncCachedFunction[P, T]: ...
-    @overload
     def __call__(self, function: Callable[P, T], /) -> CachedFunction[P, T]: ...
 
 
-@overload
-def cached(  # type: ignore[overload-overlap]  # the more special first
-    function: Callable[P, Coroutine[Any, Any, T]], /
-) -> AsyncCachedFunction[P, T]: ...
 @overload
 def cached(function: Callable[P, T], /) -> CachedFunction[P, T]: ...
 @overload
@@ -130,6 +150,11 @@ def cached(
     *,
     name: str | None = None,
     version: object = None,
+    key: Callable[..., object] | None = None,
+    ignore: Iterable[str] = (),
+    scope: Scope | None = None,
+    depends: Sequence[object] = (),
+    strict: bool = False,
     copy: bool = True,
     manager: CacheManager | None = None,
     directory: str | os.PathLike[str] | None = None,
@@ -146,6 +171,11 @@ def cached(
     *,
     name: str | None = None,
     version: object = None,
+    key: Callable[..., object] | None = None,
+    ignore: Iterable[str] = (),
+    scope: Scope | None = None,
+    depends: Sequence[object] = (),
+    strict: bool = False,
     copy: bool = True,
     manager: CacheManager | None = None,
     **options: Any,
@@ -158,7 +188,15 @@ def cached(
             `None` for ever (default), 0 for not stored at all.
         backend: as for `get_cache`; by default what the namespace has, else "in_memory".
         name: identity of the function in keys, instead of module and qualified name; give one to survive a rename.
-        version: any encodable value; results of another version are not found.
+        version: any encodable value; results of another version are not found.  By default the function's own code (comments,
+            docstring and layout apart), so that an edited function does not find its old results; `"code"` for
+            that and the project code it reaches.
+        key: a function that takes the call's arguments and gives what counts, instead of the arguments themselves.
+        ignore: names of parameters, or of members of `**kwargs`, that are not part of the key.
+        scope: a function or `ContextVar` whose value is part of the key: entries of one tenant are never another's.
+        depends: what results depend on beside the arguments: `File(glob)`, `Env(name)`, `Package(name)` of
+            `codomyrmex_cache.markers`, functions (with the code they reach) and plain values.
+        strict: raise `UnkeyableError` for an argument without exact encoding, instead of calling the function uncached.
         copy: hand out fresh copies of mutable results (default), so that no caller can change what the next one gets;
             `False` hands out the stored object itself where the backend keeps objects.
         manager: a registry other than the process-wide one.
@@ -178,26 +216,27 @@ def cached(
     (9, 9, 1, MISSING)
     """
     if not isinstance(namespace, str) and (callable(namespace) or isinstance(namespace, (classmethod, staticmethod))):
-        return _decorate(namespace, (manager or CacheManager.default()).get_cache("default"), None, True, None, None)
+        return _decorate(namespace, CacheManager.default().get_cache("default"), None, True, Keying())
     cache = (manager or CacheManager.default()).get_cache(namespace, backend, **options)
     seconds = validated_ttl(ttl)
-    if name is not None and (not isinstance(name, str) or not name):
-        raise CacheConfigurationError(f"name={name!r}: give a non-empty str")
+    keying = Keying(
+        name=name, version=version, key=key, ignore=ignore, scope=scope, depends=depends, strict=strict
+    )  # fmt: skip
 
     def decorate(function: Any) -> Any:
-        return _decorate(function, cache, seconds, copy, name, version)
+        return _decorate(function, cache, seconds, copy, keying)
 
     return decorate
 
 
-def _decorate(function: Any, cache: Cache, ttl: Ttl, copy: bool, name: str | None, version: object) -> Any:
+def _decorate(function: Any, cache: Cache, ttl: Ttl, copy: bool, keying: Keying) -> Any:
     if isinstance(function, staticmethod):
-        return staticmethod(_decorate(function.__func__, cache, ttl, copy, name, version))
+        return staticmethod(_decorate(function.__func__, cache, ttl, copy, keying))
     if isinstance(function, classmethod):
-        memo = Memo(function.__func__, cache, ttl=ttl, copy=copy, name=name, version=version)
+        memo = Memo(function.__func__, cache, ttl=ttl, copy=copy, keying=keying)
         return CachedMethod(_wrap(memo, copy=copy), by_class=True)
     _check_decorable(function)
-    memo = Memo(function, cache, ttl=ttl, copy=copy, name=name, version=version)
+    memo = Memo(function, cache, ttl=ttl, copy=copy, keying=keying)
     wrapper = _wrap(memo, copy=copy)
     return CachedMethod(wrapper) if _is_in_class_body(function) else wrapper
 
@@ -234,7 +273,7 @@ def _wrap(memo: Memo, *, copy: bool) -> FunctionType:
     wrapper = cast(FunctionType, compile_function(source, getattr(memo.function, "__name__", "cached"), scope))
     functools.update_wrapper(wrapper, memo.function)
     memo.front.scope = wrapper.__globals__
-    for control in (*_BY_CALL, *_WHOLE, *(_ASYNC if memo.is_async else ())):
+    for control in (*_BY_CALL, *_WHOLE, *_ASYNC):
         setattr(wrapper, control, getattr(memo, control))
     return wrapper
 

@@ -1,7 +1,8 @@
 """The one choke point for stored bytes: what goes out is sealed here, what comes in is verified here.
 
 Layout, big-endian: magic 4, version 1, codec 1, flags 1, key id 1, created f64, fresh-until f64, expires f64, cost f64,
-payload length u64, call digest 32, MAC 32, payload.  The MAC is HMAC-SHA256 over everything else and over the storage
+payload length u64, parts length u32, call digest 32, MAC 32, parts, payload.  The parts are the names and short digests
+of what went into the key.  The MAC is HMAC-SHA256 over everything else and over the storage
 key, so a cut, flipped, swapped or planted entry fails one comparison, *before* any parser sees a byte.
 
 The reader decides what it accepts: its own list of secrets, and pickle only with one.  Without a secret the same field is
@@ -24,9 +25,11 @@ __all__ = ["Envelope", "Seal"]
 
 VERSION = 1
 _MAGIC = b"cmxc"
-_HEAD = Struct(">4sBBBB4dQ32s")
+_HEAD = Struct(">4sBBBB4dQI32s")
 _MAC_SIZE = 32
 _AWAITED = 1
+_PART_SIZE = 8
+_LONGEST_NAME = 255
 _PUBLIC = b"codomyrmex_cache unsigned entry"
 _NO_DIGEST = bytes(32)
 
@@ -60,6 +63,8 @@ class Seal:
 
     def seal(self, key: bytes, entry: Entry, codec: int, payload: bytes) -> bytes:
         """The bytes to store under `key`."""
+        parts = _packed_parts(entry)
+        body = parts + payload
         head = _HEAD.pack(
             _MAGIC,
             VERSION,
@@ -71,9 +76,10 @@ class Seal:
             inf if entry.expires_at is None else entry.expires_at,
             entry.cost,
             len(payload),
+            len(parts),
             self._keyed(entry.digest, self._digest_key),
         )
-        return head + _mac(self._keys[self._key_id_signing], key, head, payload) + payload
+        return head + _mac(self._keys[self._key_id_signing], key, head, body) + body
 
     def open(self, key: bytes, sealed: bytes, digest: bytes) -> Envelope:
         """Verify the bytes found under `key`.
@@ -86,21 +92,24 @@ class Seal:
         Raises:
             EnvelopeError: they are not an entry of this key, version and secret.
         """
-        head, mac, payload = sealed[: _HEAD.size], sealed[_HEAD.size :][:_MAC_SIZE], sealed[_HEAD.size + _MAC_SIZE :]
+        head, mac, body = sealed[: _HEAD.size], sealed[_HEAD.size :][:_MAC_SIZE], sealed[_HEAD.size + _MAC_SIZE :]
         if len(mac) < _MAC_SIZE or not head.startswith(_MAGIC):
             raise EnvelopeError("foreign", "not an entry of this package")
-        _, version, codec, flags, key_id, created, fresh, expires, cost, length, stored = _HEAD.unpack(head)
+        _, version, codec, flags, key_id, created, fresh, expires, cost, length, parts_length, stored = _HEAD.unpack(head)
         if version != VERSION:
             raise EnvelopeError("version", f"written in format {version}, this is {VERSION}")
-        if length != len(payload):
-            raise EnvelopeError("truncated", f"{len(payload)} of {length} bytes")
+        if length + parts_length != len(body):
+            raise EnvelopeError("truncated", f"{len(body)} of {length + parts_length} bytes")
         signing = self._keys.get(key_id)
-        if signing is None or not hmac.compare_digest(mac, _mac(signing, key, head, payload)):
+        if signing is None or not hmac.compare_digest(mac, _mac(signing, key, head, body)):
             raise EnvelopeError("tampered", "the signature does not verify with this secret")
         if digest and not any(hmac.compare_digest(stored, self._keyed(digest, each)) for each in self._digest_keys):
             raise EnvelopeError("misplaced", "another call's entry under this key")
-        entry = Entry(None, created, _finite(fresh), _finite(expires), cost, digest=digest, awaited=bool(flags & _AWAITED))
-        return Envelope(entry, codec, payload)
+        entry = Entry(
+            None, created, _finite(fresh), _finite(expires), cost,
+            digest=digest, parts=_unpacked_parts(body[:parts_length]), awaited=bool(flags & _AWAITED),
+        )  # fmt: skip
+        return Envelope(entry, codec, body[parts_length:])
 
     @staticmethod
     def _keyed(digest: bytes, key: bytes) -> bytes:
@@ -109,6 +118,20 @@ class Seal:
 
 def _subkey(root: bytes, purpose: bytes) -> bytes:
     return hmac.digest(root, b"codomyrmex_cache/1/" + purpose, sha256)
+
+
+def _packed_parts(entry: Entry) -> bytes:
+    named = ((name.encode("utf-8", "surrogatepass")[:_LONGEST_NAME], short) for name, short in entry.parts)
+    return b"".join(bytes([len(name)]) + name + short for name, short in named)
+
+
+def _unpacked_parts(packed: bytes) -> tuple[tuple[str, bytes], ...]:
+    found, place = [], 0
+    while place < len(packed):
+        end = place + 1 + packed[place]
+        found.append((packed[place + 1 : end].decode("utf-8", "replace"), packed[end : end + _PART_SIZE]))
+        place = end + _PART_SIZE
+    return tuple(found)
 
 
 def _mac(signing_key: bytes, key: bytes, head: bytes, payload: bytes) -> bytes:

@@ -1,43 +1,48 @@
 """From a call to its key.
 
-A key has two parts.  Its text, `@<function>:<128 bits of xxh3>`, finds the entry.  Its digest, 256 bits of BLAKE2b over
+A key has two parts.  Its text, `@<function>:<128 bits of xxh3>`, finds the entry.  Its digest, SHA-256 of
 the same canonical encoding, is stored with the entry and compared when it is read, so that a collision of the fast hash
 is a miss and never another call's answer.
+
+`register(kind, encoder)` tells how instances of a class are encoded.
 """
 
 from __future__ import annotations
 
+import marshal
 from collections.abc import Callable, Sequence
-from dis import get_instructions
 from functools import partial
-from hashlib import blake2b
+from hashlib import sha256
 from os import urandom
-from types import CellType, CodeType, FunctionType, MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_64_digest, xxh3_128_digest, xxh3_128_hexdigest
 
-from codomyrmex_cache._encoding import encode, encode_into, module_name, register
+from codomyrmex_cache._code import code_parts, rebound_names
+from codomyrmex_cache._encoders import encode
+from codomyrmex_cache._encoding import encode_plain, module_name, register
 from codomyrmex_cache._isolation import is_immutable
-from codomyrmex_cache._signature import Shape
 from codomyrmex_cache.errors import CacheKeyError, UnkeyableError
 
-__all__ = ["Key", "Keyer", "direct_key", "register"]
+__all__ = ["Key", "Keyer", "Part", "direct_key", "function_name", "register"]
 
 FORMAT = 1
 """Part of every key: a change of the encoding makes old entries unreachable instead of wrong."""
 
+Part = tuple[str, Callable[[], bytes]]
+"""A name for people and the encoding, taken at the time of a call."""
+
+Transform = Callable[[Any], object]
+
 
 class Key(NamedTuple):
-    """Where an entry lies in its namespace (`text`) and what it must be the answer to (`digest`)."""
+    """Where an entry lies in its namespace (`text`), what it must be the answer to (`digest`), and, to explain a
+    difference, the name and a short digest of each part that went in (`parts`)."""
 
     text: str
     digest: bytes
-
-    @property
-    def stored(self) -> bytes:
-        """The text as the bytes that backends see, below the namespace's prefix."""
-        return self.text.encode("utf-8", "surrogatepass")
+    parts: tuple[tuple[str, bytes], ...] = ()
 
 
 def direct_key(key: object) -> Key:
@@ -55,20 +60,40 @@ class Keyer:
     """Makes the keys of one function from the bound arguments of its calls.
 
     Args:
-        function: what is called; its identity, and for local functions its code and closure, are part of the key.
-        shape: how its calls are bound.
+        function: what is called; its identity, code and closure are part of the key.
+        names: of its parameters.
         name: replaces module and qualified name, so that a renamed or moved function keeps its entries.
-        version: any encodable value; another version is another key.
+        version: any encodable value, in place of the function's own code; another version is another key.
+        transforms: parameter name to what replaces its value in the key; `None` leaves the parameter out.
+        parts: what else a call depends on (scope, dependencies, deep code).
+        volatile: whether a key may change between two looks at the same arguments (files).
     """
 
     def __init__(
-        self, function: Callable[..., object], shape: Shape, *, name: str | None = None, version: object = None
+        self,
+        function: Callable[..., object],
+        names: Sequence[str],
+        *,
+        name: str | None = None,
+        version: object = None,
+        transforms: dict[str, Transform | None] | None = None,
+        parts: Sequence[Part] = (),
+        volatile: bool = False,
     ) -> None:
         self.name = name or function_name(function)
         self.prefix = f"@{self.name}:"
-        self._names = shape.names
-        self._parts = list(_call_time_parts(function))
-        self._head = encode((FORMAT, self.name, version, list(shape.names), _local_code(function)))
+        self.volatile = volatile
+        self._function = function
+        self._version = version
+        transforms = transforms or {}
+        kept = [(index, name_) for index, name_ in enumerate(names) if transforms.get(name_, name_) is not None]
+        self._kept = [(index, name_, transforms.get(name_)) for index, name_ in kept]
+        self._indices = None if len(kept) == len(names) else [index for index, _ in kept]
+        self._parts = [*_call_time_parts(function), *parts]
+        self._head: bytes | None = None
+        self._head_parts: tuple[tuple[str, bytes], ...] = ()
+        plain = not self._parts and not any(transform for _, _, transform in self._kept)
+        self._memo = _Memo() if plain else None
 
     def key(self, bound: Sequence[object]) -> Key:
         """The key of the call with these bound arguments.
@@ -76,25 +101,110 @@ class Keyer:
         Raises:
             UnkeyableError: an argument cannot be encoded; `parameter` names it.
         """
-        out = bytearray(self._head)
-        for part in self._parts:
-            out += part()
-        for name, value in zip(self._names, bound, strict=True):
+        values = bound if self._indices is None else tuple([bound[index] for index in self._indices])
+        if self._memo is None:
+            return self._canonical(values)
+        fingerprint, snapshot = self._memo.look(values)
+        if fingerprint is None:
+            return self._canonical(values)
+        found = self._memo.keys.get(fingerprint)
+        if found is None:
+            saw_bytes: list[bool] = []
+            found = self._canonical(snapshot, saw_bytes)
+            if saw_bytes:  # bytes or some other buffer: from the unmarshalled copy one cannot tell
+                return self._canonical(values)
+            self._memo.fill(fingerprint, found)
+        return found
+
+    def _canonical(self, values: Sequence[object], saw_bytes: list[bool] | None = None) -> Key:
+        encodings = [self._head or self._make_head()]
+        parts = [*self._head_parts]
+        for label, part in self._parts:
+            encoded = _part_of(label, part)
+            encodings.append(encoded)
+            parts.append((label, xxh3_64_digest(encoded)))
+        for (_, name, transform), value in zip(self._kept, values, strict=True):
             try:
-                encode_into(value, out, 0)
+                encoded = encode_plain(value if transform is None else transform(value), 0, saw_bytes)
             except Exception as error:  # state, properties and iterators of the user's objects may raise anything
                 reason = error.reason if isinstance(error, UnkeyableError) else f"{type(error).__name__}: {error}"
                 raise UnkeyableError(reason, name) from error
-        return Key(self.prefix + xxh3_128_hexdigest(bytes(out)), blake2b(out, digest_size=32).digest())
+            encodings.append(encoded)
+            parts.append((name, xxh3_64_digest(encoded)))
+        whole = b"".join(encodings)
+        return Key(self.prefix + xxh3_128_hexdigest(whole), sha256(whole).digest(), tuple(parts))
+
+    def _make_head(self) -> bytes:
+        """What is the same for all calls; made at the first, since reading code costs some 0.1 ms a function."""
+        identity = encode((FORMAT, self.name, [name for _, name, _ in self._kept]))
+        code = encode(_own_code(self._function) if self._version is None else ())
+        version = encode(self._version)
+        parts = (("function", identity), ("version", version), ("code", code))
+        self._head_parts = tuple((label, xxh3_64_digest(part)) for label, part in parts)
+        self._head = identity + version + code
+        return self._head
 
     @property
     def depends_on_arguments_only(self) -> bool:
-        """Whether equal arguments always have equal keys: no closure, no bound object, no partial."""
-        return not self._parts
+        """Whether equal arguments always have equal keys: no closure, no bound object, no file."""
+        return self._memo is not None
 
     def owns(self, text: str) -> bool:
         """Whether this key text is one of this function's."""
         return text.startswith(self.prefix) and len(text) == len(self.prefix) + 32
+
+
+class _Memo:
+    """From a fingerprint of raw arguments to the key that the canonical encoding gave them.
+
+    The fingerprint is the seeded hash of `marshal.dumps(values, 2)`.  That format tells types apart as the canonical encoding
+    does, does not depend on identity or interning, and refuses what it does not know.  Two flaws are worked around: it
+    writes any buffer as it writes bytes, so nothing that holds bytes is remembered; and it keeps the order of dicts and
+    sets, so one key may have several fingerprints.  The key is made from the unmarshalled copy, so that a change by
+    another thread cannot come between the two.
+    """
+
+    MAX = 4_096
+    LONG = 1_024
+    _TYPES = frozenset({type(None), bool, int, float, complex, str, list, tuple, dict, set, frozenset})
+    _SEED = int.from_bytes(urandom(8), "big")
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes, Key] = {}
+
+    def look(self, values: Sequence[object]) -> tuple[bytes | None, Sequence[object]]:
+        """The fingerprint, `None` if there is none; and, if it is new, the values it was taken from."""
+        texts: list[tuple[int, str]] = []
+        for value in values:
+            if type(value) not in self._TYPES:
+                return None, values
+            if type(value) is str and len(value) > self.LONG:
+                texts = [(index, text) for index, text in enumerate(values) if type(text) is str and len(text) > self.LONG]
+        if texts:  # hashed where they are: marshal would copy them twice
+            values = list(values)
+            for index, _ in texts:
+                values[index] = None
+        try:
+            data = marshal.dumps(tuple(values), 2)  # type: ignore[arg-type]
+        except ValueError:
+            return None, values
+        hashed = data
+        for index, text in texts:
+            hashed += b"%d:%b" % (index, xxh3_128_digest(text.encode("utf-8", "surrogatepass"), self._SEED))
+        fingerprint = xxh3_128_digest(hashed, self._SEED)
+        if fingerprint in self.keys:
+            return fingerprint, values
+        snapshot = list(marshal.loads(data))  # noqa: S302  our own bytes of a moment ago
+        for index, text in texts:
+            snapshot[index] = text
+        return fingerprint, snapshot
+
+    def fill(self, fingerprint: bytes, key: Key) -> None:
+        """Remember; the oldest half goes when there are too many."""
+        if len(self.keys) >= self.MAX:
+            for old in list(self.keys)[: self.MAX // 2]:
+                self.keys.pop(old, None)
+        self.keys[fingerprint] = key
 
 
 def function_name(function: Any) -> str:
@@ -110,43 +220,46 @@ def function_name(function: Any) -> str:
     return f"{module_name(named.__module__)}.{named.__qualname__}"
 
 
-def _local_code(function: Any) -> object:
-    """The code of a function that its name does not tell apart: lambdas and functions inside functions."""
-    code = getattr(function, "__code__", None)
-    if code is None or not ("<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__):
-        return None
-    return _code_parts(code)
+def _own_code(function: Any) -> list[object]:
+    """The code of the function and of what it wraps with `functools.wraps`, one after the other."""
+    found: list[object] = []
+    while function is not None and len(found) < 20:
+        if isinstance(function, partial):
+            function = function.func
+            continue
+        plain = getattr(function, "__func__", function)
+        code = getattr(plain, "__code__", None) or getattr(getattr(type(plain), "__call__", None), "__code__", None)  # noqa: B004
+        found.append(None if code is None else code_parts(code))
+        function = getattr(plain, "__wrapped__", None)
+    return found
 
 
-def _code_parts(code: CodeType) -> tuple[object, ...]:
-    constants = [_code_parts(item) if isinstance(item, CodeType) else item for item in code.co_consts]
-    return (code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars, code.co_flags)
-
-
-def _call_time_parts(function: Any) -> list[Callable[[], bytes]]:
+def _call_time_parts(function: Any) -> list[Part]:
     """What a call depends on beside its arguments, encoded anew at each call since it may change."""
     if isinstance(function, partial):
-        bound = partial(encode_bound, "the partial's arguments", lambda: (function.args, function.keywords))
-        return [*_call_time_parts(function.func), bound]
+        arguments: Part = ("the partial's arguments", lambda: encode((function.args, function.keywords)))
+        return [*_call_time_parts(function.func), arguments]
     if isinstance(function, MethodType):
-        receiver = partial(encode_bound, "the method's object", lambda: function.__self__)
+        receiver: Part = ("the method's object", lambda: encode(function.__self__))
         return [receiver, *_call_time_parts(function.__func__)]
     if isinstance(function, FunctionType):
         names = function.__code__.co_freevars
-        rebound = _rebound_names(function.__code__) if names else set()
+        rebound = rebound_names(function.__code__) if names else set()
         cells = zip(names, function.__closure__ or (), strict=True)
-        return [_Closure(name, cell, rebound=name in rebound).part for name, cell in cells]
+        own = [(f"variable {name}", _Closure(name, cell, rebound=name in rebound).part) for name, cell in cells]
+        wrapped = function.__dict__.get("__wrapped__")
+        return own if wrapped is None else [*own, *_call_time_parts(wrapped)]
     if hasattr(function, "__qualname__"):
         return []
-    return [partial(encode_bound, "the callable's state", lambda: function)]
+    return [("the callable's state", lambda: encode(function))]
 
 
-def encode_bound(what: str, value: Callable[[], object]) -> bytes:
-    """Encode something that belongs to the callable; an error names it."""
+def _part_of(label: str, part: Callable[[], bytes]) -> bytes:
     try:
-        return encode(value())
-    except UnkeyableError as error:
-        raise UnkeyableError(error.reason, what) from error
+        return part()
+    except Exception as error:  # user code: state, a scope function
+        reason = error.reason if isinstance(error, UnkeyableError) else f"{type(error).__name__}: {error}"
+        raise UnkeyableError(reason, label) from error
 
 
 class _Closure:
@@ -161,7 +274,7 @@ class _Closure:
         self._name = name
         self._cell = cell
         self._rebound = rebound
-        self._held: tuple[object, bytes] | None = None
+        self._held: dict[int, tuple[object, bytes]] = {}
 
     def part(self) -> bytes:
         """The cell's contribution to the key, now."""
@@ -169,18 +282,17 @@ class _Closure:
             value = self._cell.cell_contents
         except ValueError:  # not assigned yet
             return encode((self._name,))
-        if not self._rebound and is_immutable(value):
+        if not self._rebound and is_immutable(value) and not getattr(value, "__closure__", None):
             try:
                 return encode((self._name, value))
             except UnkeyableError:
                 pass
-        if self._held is None or not (self._rebound or self._held[0] is value):
-            self._held = (value, urandom(16))
-        return encode((self._name, self._held[1]))
+        return encode((self._name, self._token(None if self._rebound else value)))
 
-
-def _rebound_names(code: CodeType) -> set[str]:
-    """The closure variables that the code itself assigns (`nonlocal count; count += 1`)."""
-    stored = {item.argval for item in get_instructions(code) if item.opname in ("STORE_DEREF", "DELETE_DEREF")}
-    inner = (item for item in code.co_consts if isinstance(item, CodeType))
-    return stored.union(*(_rebound_names(item) & set(code.co_freevars) for item in inner))
+    def _token(self, value: object) -> bytes:
+        """The same for all threads, so set once; an object that is held keeps its identity to itself."""
+        held = self._held.setdefault(id(value), (value, urandom(16)))
+        for other in list(self._held):
+            if other != id(value):
+                self._held.pop(other, None)
+        return held[1]

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codomyrmex_cache import CacheManager, cached
-from codomyrmex_cache._encoding import encode
+from codomyrmex_cache._encoders import encode
 from codomyrmex_cache._signature import shape_of
 from codomyrmex_cache.errors import UnkeyableError
 from codomyrmex_cache.keys import Keyer, register
@@ -170,8 +170,8 @@ class Raising:
 
 @pytest.mark.parametrize(
     "value",
-    [threading.Lock(), object(), _nested(10_000), _cyclic(), (i for i in ()), Raising(), lambda: 0],
-    ids=["lock", "object", "deep", "cyclic", "generator", "raising", "lambda"],
+    [threading.Lock(), object(), _nested(10_000), _cyclic(), (i for i in ()), Raising()],
+    ids=["lock", "object", "deep", "cyclic", "generator", "raising"],
 )
 def test_what_has_no_exact_encoding_is_refused(value: object) -> None:
     with pytest.raises(UnkeyableError):
@@ -330,6 +330,6 @@ def test_a_version_is_part_of_the_key_and_a_name_replaces_the_identity() -> None
         return x
 
     shape = shape_of(function)
-    first, second = (Keyer(function, shape, name="n", version=version).key((1,)) for version in (1, 2))
+    first, second = (Keyer(function, shape.names, name="n", version=version).key((1,)) for version in (1, 2))
     assert first != second
     assert first.text.startswith("@n:")

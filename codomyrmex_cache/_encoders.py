@@ -1,0 +1,177 @@
+"""Encoding rules for functions and modules, and for types of packages that are never imported from here.
+
+A type is recognised by its module and name; what is then called are its instances' own public methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+from codomyrmex_cache._code import code_parts
+from codomyrmex_cache._encoding import SPECIAL, Encoder, encode, encode_buffer, encode_into, module_name, refuse, type_identity
+from codomyrmex_cache.errors import UnkeyableError
+
+__all__ = ["encode"]
+
+
+def _tagged(parts: Callable[[Any], object]) -> Encoder:
+    """By class and something simpler."""
+
+    def encoder(value: object, out: bytearray, depth: int) -> None:
+        out += b"@"
+        encode_into(type_identity(type(value)), out, depth + 1)
+        encode_into(parts(value), out, depth + 1)
+
+    return encoder
+
+
+# -- functions and modules -------------------------------------------------------------------------------------------
+
+
+def _function(function: Any) -> object:
+    """Name, code, defaults and what it closes over; of a wrapper also what it wraps."""
+    cells = [_cell(cell, function) for cell in function.__closure__ or ()]
+    name = (module_name(function.__module__), function.__qualname__)
+    wrapped = function.__dict__.get("__wrapped__")
+    return (name, code_parts(function.__code__), function.__defaults__, function.__kwdefaults__, cells, wrapped)
+
+
+def _cell(cell: Any, function: object) -> object:
+    try:
+        content = cell.cell_contents
+    except ValueError:  # not assigned yet
+        return ()
+    return ("itself",) if content is function else (0, content)
+
+
+def _builtin_function(function: Any) -> object:
+    owner = function.__self__
+    named = (str(function.__module__), function.__qualname__)
+    return named if owner is None or type(owner).__name__ == "module" else (named, owner)
+
+
+def _code(code: CodeType) -> object:
+    return code_parts(code)
+
+
+def _zone_key(zone: Any) -> str:
+    if zone.key is None:
+        raise UnkeyableError("a ZoneInfo made from a file has no name")
+    return str(zone.key)
+
+
+# -- buffers ---------------------------------------------------------------------------------------------------------
+
+
+def _array(value: Any, out: bytearray, depth: int) -> None:
+    out += b"@"
+    encode_into((type_identity(type(value)), value.typecode), out, depth + 1)
+    encode_buffer(value, len(value) * value.itemsize, out)
+
+
+def _memoryview(value: memoryview, out: bytearray, depth: int) -> None:
+    out += b"@"
+    encode_into(("memoryview", value.format, value.shape), out, depth + 1)
+    encode_buffer(value if value.c_contiguous else value.tobytes(), value.nbytes, out)
+
+
+def _ndarray(value: Any, out: bytearray, depth: int) -> None:
+    """By dtype, shape and content in C order; objects one by one, structured dtypes field by field (not their padding)."""
+    kind, dtype = type(value), value.dtype
+    out += b"@"
+    encode_into(type_identity(kind), out, depth + 1)
+    if kind.__name__ != "ndarray":  # masks, matrices: a subclass's own state beside the plain array
+        if kind.__name__ != "memmap":  # its state is the open file
+            encode_into(vars(value), out, depth + 1)
+        value = value.view(next(base for base in kind.__mro__ if base.__name__ == "ndarray"))
+    encode_into((dtype.str, dtype.name, value.shape), out, depth + 1)
+    if dtype.names is not None:
+        encode_into([(name, value[name]) for name in dtype.names], out, depth + 1)
+    elif dtype.hasobject:
+        encode_into(value.ravel().tolist(), out, depth + 1)
+    elif value.nbytes:
+        plain = value if value.flags.c_contiguous else value.copy(order="C")
+        encode_buffer(plain.reshape(-1).view("u1"), value.nbytes, out)
+
+
+def _numpy_scalar(value: Any) -> object:
+    return value.__array__()
+
+
+# -- frames ----------------------------------------------------------------------------------------------------------
+
+
+def _is_numpy(dtype: object) -> bool:
+    return type(dtype).__module__.partition(".")[0] == "numpy"
+
+
+def _pandas_values(values: Any) -> object:
+    """The content of an extension array or a plain one."""
+    dtype = values.dtype
+    if _is_numpy(dtype):
+        return values.to_numpy()
+    name = (type_identity(type(dtype)), str(dtype))
+    if hasattr(dtype, "categories"):
+        return (name, dtype.ordered, dtype.categories, values.codes)
+    return (name, list(values))
+
+
+def _pandas_index(index: Any) -> object:
+    if hasattr(index, "levels"):
+        return (list(index.names), list(index.levels), [list(codes) for codes in index.codes])
+    if hasattr(index, "start"):
+        return (index.name, index.start, index.stop, index.step)
+    return (index.name, str(getattr(index, "freq", None)), _pandas_values(index.array))
+
+
+def _series(series: Any) -> object:
+    return (series.name, series.index, _pandas_values(series.array), series.attrs, _own_metadata(series))
+
+
+def _frame(frame: Any) -> object:
+    columns = [_pandas_values(frame.iloc[:, place].array) for place in range(frame.shape[1])]
+    return (frame.columns, frame.index, columns, frame.attrs, _own_metadata(frame))
+
+
+def _own_metadata(value: Any) -> dict[str, object]:
+    """What subclasses (geopandas) declare as theirs."""
+    return {name: getattr(value, name, None) for name in value._metadata}
+
+
+def _polars_series(series: Any) -> object:
+    """Numbers without gaps by their buffer; others by value and by their physical form, which keeps nanoseconds."""
+    name = (series.name, str(series.dtype))
+    if series.dtype.is_numeric() and not series.dtype.is_decimal() and series.null_count() == 0:
+        return (name, series.to_numpy())
+    return (name, series.to_list(), series.to_physical().to_list())
+
+
+def _polars_frame(frame: Any) -> object:
+    return [_polars_series(series) for series in frame.get_columns()]
+
+
+_RULES: dict[tuple[str, str], Encoder] = {
+    ("builtins", "function"): _tagged(_function),
+    ("builtins", "builtin_function_or_method"): _tagged(_builtin_function),
+    ("builtins", "method"): _tagged(lambda method: (method.__func__, method.__self__)),
+    ("builtins", "module"): _tagged(lambda module: module_name(module.__name__)),
+    ("builtins", "code"): _tagged(_code),
+    ("builtins", "memoryview"): _memoryview,
+    ("array", "array"): _array,
+    ("ipaddress", "_BaseAddress"): _tagged(lambda address: (int(address), getattr(address, "scope_id", None))),
+    ("ipaddress", "_BaseNetwork"): _tagged(lambda network: (network.network_address, network.prefixlen)),
+    ("zoneinfo", "ZoneInfo"): _tagged(_zone_key),
+    ("numpy", "ndarray"): _ndarray,
+    ("numpy", "generic"): _tagged(_numpy_scalar),
+    ("pandas", "Index"): _tagged(_pandas_index),
+    ("pandas", "Series"): _tagged(_series),
+    ("pandas", "DataFrame"): _tagged(_frame),
+    ("polars", "Series"): _tagged(_polars_series),
+    ("polars", "DataFrame"): _tagged(_polars_frame),
+    ("polars", "LazyFrame"): refuse,
+}
+"""By top-level module and class name."""
+
+SPECIAL.update(_RULES)  # here and not there, so that imports go one way

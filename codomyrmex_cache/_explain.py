@@ -1,0 +1,105 @@
+"""Why a call would hit or miss: the parts of its key against the nearest stored entry of the same function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._flow import Call, Flow, Now
+from codomyrmex_cache._policy import is_fresh
+from codomyrmex_cache._space import Space
+from codomyrmex_cache.errors import EnvelopeError
+from codomyrmex_cache.keys import Key, Keyer
+from codomyrmex_cache.stats import Counters
+
+__all__ = ["Explanation", "explain"]
+
+MAX_COMPARED = 1_000
+"""Entries looked at in search of the nearest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What `explain` found; `str()` of it is the text for people.
+
+    Args:
+        outcome: what the call would be: "hit", "expired", "miss", or "unkeyable" (it runs uncached).
+        key: the key text; empty if there is none.
+        reason: one sentence.
+        differing: the parts of the key in which the nearest entry differs.
+        same: the parts in which it agrees.
+        nearest: its key text, `None` if the function has no entry.
+        compared: how many entries were looked at.
+    """
+
+    outcome: Literal["hit", "expired", "miss", "unkeyable"]
+    key: str
+    reason: str
+    differing: tuple[str, ...] = ()
+    same: tuple[str, ...] = ()
+    nearest: str | None = None
+    compared: int = 0
+
+    def __str__(self) -> str:
+        lines = [f"{self.outcome}: {self.reason}"]
+        if self.key:
+            lines.append(f"  key      {self.key}")
+        if self.nearest is not None:
+            lines.append(f"  nearest  {self.nearest} (of {self.compared} compared)")
+            lines.append(f"  differs  {', '.join(self.differing) or 'nothing'}")
+            lines.append(f"  same     {', '.join(self.same) or 'nothing'}")
+        return "\n".join(lines)
+
+
+def explain(space: Space, keyer: Keyer, key: Key, counters: Counters) -> Flow[Explanation]:
+    """Look, without counting and without running anything."""
+    try:
+        raw = yield Call("get", (space.stored(key.text),))
+        now = yield Now()
+        entry, matches = _described(space, key.text, raw, key.digest)
+        if entry is not None and matches:
+            if is_fresh(entry, now):
+                return Explanation("hit", key.text, f"stored {now - entry.created:.1f} s ago")
+            return Explanation("expired", key.text, f"stored {now - entry.created:.1f} s ago for {entry.ttl} s")
+        found = yield Call("scan", (space.stored(keyer.prefix),))
+        texts = [space.text(stored) for stored, _ in found]
+        candidates = [text for text in texts if keyer.owns(text)][:MAX_COMPARED]
+        entries = []
+        for text in candidates:
+            raw = yield Call("get", (space.stored(text),))
+            entry, _ = _described(space, text, raw, key.digest)
+            if entry is not None:
+                entries.append((text, entry))
+    except Exception as error:
+        space.backend_failed("explain", error, counters)
+        return Explanation("miss", key.text, f"the backend failed ({error})")
+    return _nearest(key, entries)
+
+
+def _described(space: Space, text: str, raw: Entry | None, digest: bytes) -> tuple[Entry | None, bool]:
+    """The entry without its value, and whether it is the answer to this digest; `None` if it cannot be verified."""
+    if raw is None:
+        return None, False
+    try:
+        return space.payloads.describe(space.stored(text), raw, digest)
+    except EnvelopeError:
+        return None, False
+
+
+def _nearest(key: Key, entries: Sequence[tuple[str, Entry]]) -> Explanation:
+    if not entries:
+        return Explanation("miss", key.text, "nothing is stored for this function")
+    own = dict(key.parts)
+    scored = [(len(_differing(own, entry)), -entry.created, text, entry) for text, entry in entries]
+    _, _, text, entry = min(scored, key=lambda row: row[:3])
+    differing = _differing(own, entry)
+    same = tuple(name for name, _ in key.parts if name not in differing)
+    reason = f"differs from the nearest stored call in {', '.join(differing) or 'nothing that is recorded'}"
+    return Explanation("miss", key.text, reason, differing, same, text, len(entries))
+
+
+def _differing(own: dict[str, bytes], entry: Entry) -> tuple[str, ...]:
+    stored: dict[str, Any] = dict(entry.parts)
+    return tuple(name for name in dict.fromkeys([*own, *stored]) if own.get(name) != stored.get(name))

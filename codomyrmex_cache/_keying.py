@@ -1,0 +1,124 @@
+"""What the decorator says about keys, turned into a keyer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from codomyrmex_cache._encoders import encode
+from codomyrmex_cache._signature import RESERVED, Shape, compile_function
+from codomyrmex_cache.errors import CacheConfigurationError
+from codomyrmex_cache.keys import Key, Keyer, Part, Transform
+
+__all__ = ["Keying", "Scope", "make_keyer"]
+
+Scope = Callable[[], object] | ContextVar[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keying:
+    """The decorator's options that concern the key; see `cached`."""
+
+    name: str | None = None
+    version: object = None
+    key: Callable[..., object] | None = None
+    ignore: Iterable[str] = ()
+    scope: Scope | None = None
+    depends: Sequence[object] = ()
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name is not None and (not isinstance(self.name, str) or not self.name):
+            raise CacheConfigurationError(f"name={self.name!r}: give a non-empty str")
+        if self.key is not None and not callable(self.key):
+            raise CacheConfigurationError(f"key={self.key!r}: give a function that takes the call's arguments")
+        if self.key is not None and self.ignored:
+            raise CacheConfigurationError("key= decides alone what counts: leave out ignore=")
+        if self.scope is not None and not (callable(self.scope) or isinstance(self.scope, ContextVar)):
+            raise CacheConfigurationError(f"scope={self.scope!r}: give a function without arguments or a ContextVar")
+        if isinstance(self.depends, (str, bytes)) or not isinstance(self.depends, Sequence):
+            raise CacheConfigurationError(f"depends={self.depends!r}: give a list")
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The names in `ignore`, which may be one str."""
+        return (self.ignore,) if isinstance(self.ignore, str) else tuple(self.ignore)
+
+
+def make_keyer(function: Callable[..., Any], shape: Shape, keying: Keying) -> Keyer:
+    """The keyer for calls bound in this shape.
+
+    Raises:
+        CacheConfigurationError: `ignore` names what the function does not have, or a marker cannot be evaluated.
+    """
+    parts = _extra_parts(function, keying)
+    identity: dict[str, Any] = {"name": keying.name, "version": keying.version, "parts": parts}
+    if keying.key is not None:
+        return _Keyed(function, shape, keying.key, **identity)
+    transforms, volatile = _transforms(function, shape, keying.ignored)
+    return Keyer(function, shape.names, transforms=transforms, volatile=volatile, **identity)
+
+
+class _Keyed(Keyer):
+    """A keyer that asks the user's `key=` function."""
+
+    def __init__(self, function: Any, shape: Shape, key: Callable[..., object], **identity: Any) -> None:
+        source = f"def {RESERVED}function({RESERVED}bound): return {RESERVED}target({shape.unpacked})"
+        ask = compile_function(source, "key", {f"{RESERVED}target": key})
+        super().__init__(function, ("key",), transforms={"key": ask}, **identity)
+
+    def key(self, bound: Sequence[object]) -> Key:
+        return super().key((bound,))
+
+
+def _transforms(function: Any, shape: Shape, ignored: tuple[str, ...]) -> tuple[dict[str, Transform | None], bool]:
+    transforms: dict[str, Transform | None] = {}
+    volatile = False
+    if _has_annotated(function):
+        from codomyrmex_cache.markers import transforms_of
+
+        marked, volatile = transforms_of(function)
+        transforms = {name: transform for name, transform in marked.items() if name in shape.names}
+    unknown = [name for name in ignored if name not in shape.names]
+    if unknown and shape.keywords is None:
+        raise CacheConfigurationError(
+            f"ignore={list(ignored)!r}: {getattr(function, '__qualname__', function)!r} has no parameter "
+            f"{', '.join(map(repr, unknown))}; it has {', '.join(map(repr, shape.names)) or 'none'}"
+        )
+    if unknown and shape.keywords is not None:
+        transforms[shape.keywords] = _Without(frozenset(unknown))
+    return transforms | dict.fromkeys([name for name in ignored if name in shape.names]), volatile
+
+
+class _Without:
+    """The members of `**kwargs` but for some."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
+
+    def __call__(self, members: dict[str, object]) -> object:
+        return {name: value for name, value in members.items() if name not in self._names}
+
+
+def _has_annotated(function: Any) -> bool:
+    """Whether any annotation could carry a marker; resolving type hints is dear and most functions have none."""
+    annotations = getattr(function, "__annotations__", None) or {}
+    return any(isinstance(hint, str) or hasattr(hint, "__metadata__") for hint in annotations.values())
+
+
+def _extra_parts(function: Any, keying: Keying) -> list[Part]:
+    parts: list[Part] = []
+    scope = keying.scope
+    if scope is not None:
+        ask: Callable[[], object] = scope.get if isinstance(scope, ContextVar) else scope
+        parts.append(("scope", lambda: encode(ask())))
+    if keying.version == "code" or keying.depends:
+        from codomyrmex_cache._versions import Code, dependency
+
+        if keying.version == "code":
+            parts.append(("reached code", Code(function).part))
+        for index, declared in enumerate(keying.depends):
+            parts.append((f"depends[{index}]", dependency(declared)))
+    return parts

@@ -1,0 +1,102 @@
+"""How a parameter enters the key, said at the parameter (`typing.Annotated[Type, marker]`), and what goes into `depends=`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
+from codomyrmex_cache._files import file_digest, tree_digest
+from codomyrmex_cache._versions import Env, File, Package
+from codomyrmex_cache.errors import CacheConfigurationError
+
+__all__ = ["By", "Env", "File", "FileContent", "Ignore", "Package", "Tree", "transforms_of"]
+
+
+class Ignore:
+    """The parameter is not part of the key: `Annotated[Client, Ignore]`."""
+
+
+class By:
+    """The parameter counts by what `function(value)` answers: `Annotated[Request, By(lambda request: request.id)]`."""
+
+    def __init__(self, function: Callable[[Any], object]) -> None:
+        if not callable(function):
+            raise CacheConfigurationError(f"By({function!r}): give a function of the argument")
+        self.function = function
+
+    def __call__(self, value: Any) -> object:
+        return self.function(value)
+
+
+class FileContent:
+    """The parameter is the path of a file and counts by path and content: `Annotated[Path, FileContent]`.
+
+    A `touch` keeps the key, an edit changes it.  A link counts by the content it leads to.  `None` counts as itself.  A result
+    is not stored if the file changed while the function ran.
+    """
+
+    def __call__(self, value: Any) -> object:
+        return None if value is None else (os.fspath(value), file_digest(value))
+
+
+class Tree:
+    """The parameter is a directory and counts by path and the content of its files: `Annotated[Path, Tree("**/*.py")]`.
+
+    Args:
+        glob: which files below it, as for `pathlib.Path.glob`.
+    """
+
+    def __init__(self, glob: str = "**/*") -> None:
+        self.glob = glob
+
+    def __call__(self, value: Any) -> object:
+        return None if value is None else (os.fspath(value), tree_digest(value, self.glob))
+
+
+Transform = Callable[[Any], object]
+_FILE_MARKERS = (FileContent, Tree)
+
+
+def transforms_of(function: Any) -> tuple[dict[str, Transform | None], bool]:
+    """Parameter name to what replaces its value in the key (`None`: nothing does), and whether files are read for it.
+
+    Raises:
+        CacheConfigurationError: an annotation that names a marker cannot be evaluated.
+    """
+    found: dict[str, Transform | None] = {}
+    volatile = False
+    for name, hint in _hints(function).items():
+        for marker in get_args(hint)[1:] if hasattr(hint, "__metadata__") else ():
+            instance = marker() if marker in (Ignore, FileContent) else marker
+            volatile = volatile or isinstance(instance, _FILE_MARKERS)
+            if isinstance(instance, Ignore):
+                found[name] = None
+            elif isinstance(instance, (By, *_FILE_MARKERS)):
+                found[name] = instance
+    return found, volatile
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    annotations = dict(getattr(function, "__annotations__", None) or {})
+    annotations.pop("return", None)
+    try:
+        return get_type_hints(function, include_extras=True) if annotations else {}
+    except Exception:  # a name that only type checkers see: one by one, so that the others keep their markers
+        return {name: _evaluated(function, name, text) for name, text in annotations.items()}
+
+
+def _evaluated(function: Any, name: str, annotation: Any) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    try:
+        enclosing = {variable: cell.cell_contents for variable, cell in cells}
+        return eval(annotation, function.__globals__, enclosing)  # noqa: S307  the source of the user's own function
+    except Exception as error:
+        if any(marker in annotation for marker in ("Ignore", "By(", "FileContent", "Tree(")):
+            raise CacheConfigurationError(
+                f"parameter {name!r}: the annotation {annotation!r} names a marker but cannot be evaluated ({error}); "
+                f"make its names importable at run time"
+            ) from error
+        return None
