@@ -10,7 +10,8 @@ from types import CodeType
 from typing import Any
 
 from codomyrmex_cache._code import code_parts
-from codomyrmex_cache._encoding import SPECIAL, Encoder, encode, encode_buffer, encode_into, module_name, refuse, type_identity
+from codomyrmex_cache._encoding import Encoder, encode, encode_buffer, encode_into
+from codomyrmex_cache._objects import SPECIAL, module_name, refuse, type_identity
 from codomyrmex_cache.errors import UnkeyableError
 
 __all__ = ["encode"]

@@ -4,10 +4,7 @@ Every value is written as a tag, then lengths, then content, so that no two enco
 depends on the process is kept out: no repr, no id, no hash seed, no insertion order of dicts and sets.  What cannot be
 encoded exactly is an `UnkeyableError`, never an approximation.
 
-How a type is encoded, first match wins: the built-in types by value; `register`ed types; `__cache_key__`; functions and
-types of other packages by the rules in `_encoders` (nothing is imported to recognise them); enums by class and name;
-dataclasses by class and attributes; subclasses of built-ins by class, content and attributes; anything else by class and
-the state that `__reduce_ex__` gives (what `copy` and `pickle` rely on).
+The built-in value types are encoded here, by value; see `_objects` and `_encoders` for all others.
 
 Text and bytes are in the encoding whole.  Buffers of numbers beyond a page count by their 128-bit xxh3, since a
 cryptographic hash of a large array would cost twenty times the rest of the call.
@@ -15,18 +12,10 @@ cryptographic hash of a large array would cost twenty times the rest of the call
 
 from __future__ import annotations
 
-import copyreg
-import sys
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from dataclasses import is_dataclass
+from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from enum import Enum
 from fractions import Fraction
-from os import urandom
-from os.path import basename, splitext
-from pathlib import PurePath
 from struct import Struct
 from types import EllipsisType, NotImplementedType
 from typing import Any
@@ -37,20 +26,13 @@ from xxhash import xxh3_128_digest
 
 from codomyrmex_cache.errors import UnkeyableError
 
-__all__ = [
-    "SPECIAL",
-    "Encoder",
-    "encode",
-    "encode_buffer",
-    "encode_into",
-    "encode_plain",
-    "module_name",
-    "refuse",
-    "register",
-    "type_identity",
-]
+__all__ = ["BUILT_IN", "RESOLVE", "RESOLVED", "Encoder", "encode", "encode_buffer", "encode_into", "encode_plain"]
 
 Encoder = Callable[[Any, bytearray, int], None]
+
+RESOLVED: WeakKeyDictionary[type, Encoder] = WeakKeyDictionary()
+RESOLVE: list[Callable[[type], Encoder]] = []
+"""What finds the encoder of a type that is not built in: `_objects` puts it here, so that imports go one way."""
 
 MAX_DEPTH = 200
 """Nesting beyond this is refused: a self-reference ends here, long before the interpreter's own limit."""
@@ -87,29 +69,12 @@ def encode_into(value: object, out: bytearray, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise UnkeyableError(f"nested deeper than {MAX_DEPTH} levels, or refers to itself")
     kind = type(value)
-    encoder = _BUILT_IN.get(kind)
+    encoder = BUILT_IN.get(kind)
     if encoder is None:
-        encoder = _resolved.get(kind)
+        encoder = RESOLVED.get(kind)
         if encoder is None:
-            encoder = _resolved[kind] = _resolve(kind)
+            encoder = RESOLVED[kind] = RESOLVE[0](kind)
     encoder(value, out, depth)
-
-
-def register(kind: type, encoder: Callable[[Any], object]) -> None:
-    """Encode instances of `kind`, and of its subclasses, by their class and what `encoder(instance)` answers.
-
-    Args:
-        kind: any class that is not one of the built-in value types.
-        encoder: gives back something encodable that tells apart what the functions tell apart.
-
-    >>> class Client:
-    ...     def __init__(self, url): self.url = url
-    >>> register(Client, lambda client: client.url)
-    >>> encode(Client("a")) == encode(Client("a"))
-    True
-    """
-    _registered[kind] = encoder
-    _resolved.clear()
 
 
 # -- built-in values -------------------------------------------------------------------------------------------------
@@ -214,15 +179,6 @@ def _packed_double(value: float) -> bytes:
     return _double(value) if value == value else _NAN  # all NaN agree: their payload bits carry no meaning
 
 
-def _as_plain(base: Callable[[Any], Any]) -> Encoder:
-    """Content of a subclass, taken out of its hands before its own methods could have a say."""
-
-    def encoder(value: Any, out: bytearray, depth: int) -> None:
-        out += encode_plain(base(value), depth)
-
-    return encoder
-
-
 def _plain(value: Any, out: bytearray, depth: int) -> None:
     out += encode_plain(value, depth)
 
@@ -251,13 +207,6 @@ def encode_buffer(content: Any, size: int, out: bytearray) -> None:
         out += xxh3_128_digest(content)
 
 
-def _items(tag: bytes, values: list[object], out: bytearray, depth: int) -> None:
-    out += tag
-    out += _length(len(values))
-    for value in values:
-        encode_into(value, out, depth + 1)
-
-
 def _by_parts(tag: bytes, parts: Callable[[Any], tuple[object, ...]]) -> Encoder:
     """A value type that is fully told by a few simpler values."""
 
@@ -280,7 +229,7 @@ def _timezone_parts(value: timezone) -> tuple[object, ...]:
     return (value.utcoffset(None), value.tzname(None))
 
 
-_BUILT_IN: dict[type, Encoder] = {
+BUILT_IN: dict[type, Encoder] = {
     **dict.fromkeys((type(None), bool, int, float, str, list, tuple, dict, set, frozenset), _plain),
     complex: _complex,
     bytes: _bytes,
@@ -298,186 +247,3 @@ _BUILT_IN: dict[type, Encoder] = {
     EllipsisType: lambda value, out, depth: out.extend(b"."),
     NotImplementedType: lambda value, out, depth: out.extend(b"!"),
 }
-
-# -- types, and objects by their type --------------------------------------------------------------------------------
-
-_BASES: tuple[type, ...] = (
-    int, float, complex, str, bytes, bytearray, list, tuple, OrderedDict, dict, set, frozenset,
-    datetime, date, time, timedelta, Decimal, Fraction, UUID,
-)  # fmt: skip
-"""What classes may be built over; the more special first."""
-
-_registered: dict[type, Callable[[Any], object]] = {}
-_resolved: WeakKeyDictionary[type, Encoder] = WeakKeyDictionary()
-_local_tokens: WeakKeyDictionary[type, bytes] = WeakKeyDictionary()
-
-
-def main_module_name() -> str:
-    """The name under which `__main__` would be imported: its spec's, else its file's stem."""
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    if spec is not None:
-        return str(spec.name)
-    path = getattr(main, "__file__", None)
-    return splitext(basename(path))[0] if path else "__main__"
-
-
-def module_name(name: str | None) -> str:
-    """The module's name with `__main__` resolved."""
-    return main_module_name() if name == "__main__" else str(name)
-
-
-def _importable(kind: type) -> bool:
-    found: object = sys.modules.get(kind.__module__)
-    for part in kind.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found is kind
-
-
-def type_identity(kind: type) -> tuple[object, ...]:
-    """Module and qualified name; a class that these do not lead to (a local one) is itself in this process only."""
-    identity = (module_name(kind.__module__), kind.__qualname__)
-    if _importable(kind):
-        return identity
-    return (*identity, _local_tokens.setdefault(kind, urandom(16)))
-
-
-def _object(tag: bytes, parts: Callable[[Any], object]) -> Encoder:
-    """Objects told by their class and something simpler."""
-
-    def encoder(value: object, out: bytearray, depth: int) -> None:
-        out += tag
-        out += encode_plain(type_identity(type(value)), depth)
-        encode_into(parts(value), out, depth + 1)
-
-    return encoder
-
-
-def _resolve(kind: type) -> Encoder:
-    for base in kind.__mro__:
-        if base in _registered:
-            return _object(b"R", _registered[base])
-        if "__cache_key__" in vars(base):
-            return _object(b"K", lambda value: value.__cache_key__())
-    if issubclass(kind, type):
-        return lambda value, out, depth: _items(b"C", [type_identity(value)], out, depth)
-    if kind is object or hasattr(kind, "__next__") or hasattr(kind, "__anext__"):
-        return refuse  # sentinels differ by identity alone; an iterator's content cannot be looked at twice
-    special = _special(kind)
-    if special is not None:
-        return special
-    if issubclass(kind, Enum):
-        return _enum
-    if issubclass(kind, PurePath):
-        return _path if kind.__module__.startswith("pathlib") else _object(b"P", lambda value: (value.parts, vars(value)))
-    for base in _BASES:
-        if issubclass(kind, base):
-            return _subclass(base)
-    if is_dataclass(kind):
-        return _object(b"A", object.__getstate__)
-    return _object(b"O", _reduced)
-
-
-def _special(kind: type) -> Encoder | None:
-    """The rule for a class, or a base of it, that is known by its module and name."""
-    for base in kind.__mro__:
-        found = SPECIAL.get((base.__module__.partition(".")[0], base.__name__))
-        if found is not None:
-            return found
-    return None
-
-
-SPECIAL: dict[tuple[str, str], Encoder] = {}
-"""By top-level module and class name; filled by `_encoders`, which every user of this module imports."""
-
-
-def _path(value: PurePath, out: bytearray, depth: int) -> None:
-    out += b"p"
-    encode_into((type(value).__name__, value.parts), out, depth + 1)  # the class's module differs between Pythons
-
-
-def _enum(value: Enum, out: bytearray, depth: int) -> None:
-    """Class, name and value: an edited value is another argument, one without encoding goes by its name alone."""
-    try:
-        content = encode_plain(value._value_, depth + 1)
-    except Exception:  # any failure of the value's own code; the name still tells members apart
-        if value._name_ not in type(value).__members__:
-            raise
-        content = b""
-    out += b"E"
-    out += encode_plain(type_identity(type(value)), depth)
-    encode_into((value._name_, content), out, depth + 1)
-
-
-def _subclass(base: type) -> Encoder:
-    """A class over a built-in: what the built-in holds, and whatever its state adds."""
-    content = _CONTENT.get(base) or _BUILT_IN[base]
-    state = object.__getstate__ if issubclass(base, (set, frozenset)) else _reduced
-    if issubclass(base, dict):
-        state = _reduced_without_items
-
-    def encoder(value: object, out: bytearray, depth: int) -> None:
-        out += b"U"
-        out += encode_plain(type_identity(type(value)), depth)
-        content(value, out, depth + 1)
-        encode_into(state(value), out, depth + 1)
-
-    return encoder
-
-
-def _ordered_pairs(value: Any, out: bytearray, depth: int) -> None:
-    _items(b"o", list(value.items()), out, depth)
-
-
-_CONTENT: dict[type, Encoder] = {
-    OrderedDict: _ordered_pairs,
-    int: _as_plain(int.__pos__),
-    float: _as_plain(float.__pos__),
-    str: _as_plain(str.__str__),
-    list: _as_plain(lambda value: list(list.__iter__(value))),
-    tuple: _as_plain(lambda value: tuple(tuple.__iter__(value))),
-    dict: _as_plain(lambda value: dict(dict.items(value))),
-    set: _as_plain(lambda value: set(set.__iter__(value))),
-    frozenset: _as_plain(lambda value: frozenset(frozenset.__iter__(value))),
-}
-
-
-def _reduced_without_items(value: object) -> object:
-    rebuild, arguments, state, _, _ = _reduction(value)
-    return rebuild, arguments, state
-
-
-def _reduced(value: object) -> object:
-    """What `copy` and `pickle` rebuild the object from."""
-    rebuild, arguments, state, items, pairs = _reduction(value)
-    return rebuild, arguments, state, None if items is None else list(items), None if pairs is None else list(pairs)
-
-
-def _reduction(value: Any) -> tuple[object, object, object, Iterable[object] | None, Iterable[object] | None]:
-    """The five parts of the pickle protocol's reduction; the callable told by its name."""
-    reducer = copyreg.dispatch_table.get(type(value))
-    try:
-        reduced = reducer(value) if reducer else value.__reduce_ex__(4)
-    except Exception as error:
-        raise UnkeyableError(f"{describe(value)} has no state to take a key from ({error})") from error
-    if isinstance(reduced, str):  # the name of a global, of the module that the object says
-        return (module_name(getattr(value, "__module__", None)), reduced), None, None, None, None
-    rebuild, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
-    if isinstance(state, dict):
-        state = {name: item for name, item in state.items() if name not in _VOLATILE}
-    return (module_name(rebuild.__module__), rebuild.__qualname__), arguments, state, items, pairs
-
-
-_VOLATILE = frozenset({"_attrs_cached_hash", "__orig_class__"})
-"""Attributes that say nothing about the value: a hash kept by attrs, the subscript a generic class was made through."""
-
-
-def describe(value: object) -> str:
-    """The full name of the value's type."""
-    kind = type(value)
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def refuse(value: object, out: bytearray, depth: int) -> None:
-    """The encoder of what has no exact encoding."""
-    raise UnkeyableError(f"{describe(value)} has no exact encoding")

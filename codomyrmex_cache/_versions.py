@@ -20,8 +20,8 @@ from typing import Any
 
 from codomyrmex_cache._code import code_parts, loaded_names
 from codomyrmex_cache._encoders import encode
-from codomyrmex_cache._encoding import module_name
 from codomyrmex_cache._files import file_digest, tree_digest
+from codomyrmex_cache._objects import module_name
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 
 __all__ = ["Code", "Env", "File", "Package", "dependency"]

@@ -21,8 +21,9 @@ from xxhash import xxh3_64_digest, xxh3_128_digest, xxh3_128_hexdigest
 
 from codomyrmex_cache._code import code_parts, rebound_names
 from codomyrmex_cache._encoders import encode
-from codomyrmex_cache._encoding import encode_plain, module_name, register
+from codomyrmex_cache._encoding import encode_plain
 from codomyrmex_cache._isolation import is_immutable
+from codomyrmex_cache._objects import module_name, register
 from codomyrmex_cache.errors import CacheKeyError, UnkeyableError
 
 __all__ = ["Key", "Keyer", "Part", "direct_key", "function_name", "register"]

@@ -1,0 +1,256 @@
+"""Encoding by type: what is not a built-in value.
+
+First match wins: `register`ed types; `__cache_key__`; functions and types of other packages by the rules in `_encoders`
+(nothing is imported to recognise them); enums by class, name and value; paths by their parts; subclasses of built-ins by
+class, content and state; dataclasses by class and attributes; anything else by class and the state that `__reduce_ex__`
+gives (what `copy` and `pickle` rely on).
+"""
+
+from __future__ import annotations
+
+import copyreg
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from os import urandom
+from os.path import basename, splitext
+from pathlib import PurePath
+from struct import Struct
+from typing import Any
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from codomyrmex_cache._encoding import BUILT_IN, RESOLVE, RESOLVED, Encoder, encode_into, encode_plain
+from codomyrmex_cache.errors import UnkeyableError
+
+__all__ = ["SPECIAL", "describe", "module_name", "refuse", "register", "type_identity"]
+
+_length = Struct(">Q").pack
+
+
+def register(kind: type, encoder: Callable[[Any], object]) -> None:
+    """Encode instances of `kind`, and of its subclasses, by their class and what `encoder(instance)` answers.
+
+    Args:
+        kind: any class that is not one of the built-in value types.
+        encoder: gives back something encodable that tells apart what the functions tell apart.
+
+    >>> class Client:
+    ...     def __init__(self, url): self.url = url
+    >>> from codomyrmex_cache._encoding import encode
+    >>> register(Client, lambda client: client.url)
+    >>> encode(Client("a")) == encode(Client("a"))
+    True
+    """
+    _registered[kind] = encoder
+    RESOLVED.clear()
+
+
+_BASES: tuple[type, ...] = (
+    int, float, complex, str, bytes, bytearray, list, tuple, OrderedDict, dict, set, frozenset,
+    datetime, date, time, timedelta, Decimal, Fraction, UUID,
+)  # fmt: skip
+"""What classes may be built over; the more special first."""
+
+_registered: dict[type, Callable[[Any], object]] = {}
+_local_tokens: WeakKeyDictionary[type, bytes] = WeakKeyDictionary()
+
+
+def main_module_name() -> str:
+    """The name under which `__main__` would be imported: its spec's, else its file's stem."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name)
+    path = getattr(main, "__file__", None)
+    return splitext(basename(path))[0] if path else "__main__"
+
+
+def module_name(name: str | None) -> str:
+    """The module's name with `__main__` resolved."""
+    return main_module_name() if name == "__main__" else str(name)
+
+
+_HEAP_TYPE = 1 << 9
+
+
+def _importable(kind: type) -> bool:
+    if not kind.__flags__ & _HEAP_TYPE:  # made in C, once: `function` and its like have no name in a module
+        return True
+    found: object = sys.modules.get(kind.__module__)
+    for part in kind.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is kind
+
+
+def type_identity(kind: type) -> tuple[object, ...]:
+    """Module and qualified name; a class that these do not lead to (a local one) is itself in this process only."""
+    identity = (module_name(kind.__module__), kind.__qualname__)
+    if _importable(kind):
+        return identity
+    return (*identity, _local_tokens.setdefault(kind, urandom(16)))
+
+
+def _items(tag: bytes, values: list[object], out: bytearray, depth: int) -> None:
+    out += tag
+    out += _length(len(values))
+    for value in values:
+        encode_into(value, out, depth + 1)
+
+
+def _object(tag: bytes, parts: Callable[[Any], object]) -> Encoder:
+    """Objects told by their class and something simpler."""
+
+    def encoder(value: object, out: bytearray, depth: int) -> None:
+        out += tag
+        out += encode_plain(type_identity(type(value)), depth)
+        encode_into(parts(value), out, depth + 1)
+
+    return encoder
+
+
+def _encoder_of(kind: type) -> Encoder:
+    for base in kind.__mro__:
+        if base in _registered:
+            return _object(b"R", _registered[base])
+        if "__cache_key__" in vars(base):
+            return _object(b"K", lambda value: value.__cache_key__())
+    if issubclass(kind, type):
+        return lambda value, out, depth: _items(b"C", [type_identity(value)], out, depth)
+    if kind is object or hasattr(kind, "__next__") or hasattr(kind, "__anext__"):
+        return refuse  # sentinels differ by identity alone; an iterator's content cannot be looked at twice
+    special = _special(kind)
+    if special is not None:
+        return special
+    if issubclass(kind, Enum):
+        return _enum
+    if issubclass(kind, PurePath):
+        return _path if kind.__module__.startswith("pathlib") else _object(b"P", lambda value: (value.parts, vars(value)))
+    for base in _BASES:
+        if issubclass(kind, base):
+            return _subclass(base)
+    if is_dataclass(kind):
+        return _object(b"A", object.__getstate__)
+    return _object(b"O", _reduced)
+
+
+def _special(kind: type) -> Encoder | None:
+    """The rule for a class, or a base of it, that is known by its module and name."""
+    for base in kind.__mro__:
+        found = SPECIAL.get((base.__module__.partition(".")[0], base.__name__))
+        if found is not None:
+            return found
+    return None
+
+
+SPECIAL: dict[tuple[str, str], Encoder] = {}
+"""By top-level module and class name; filled by `_encoders`, which every user of this module imports."""
+
+
+def _path(value: PurePath, out: bytearray, depth: int) -> None:
+    out += b"p"
+    encode_into((type(value).__name__, value.parts), out, depth + 1)  # the class's module differs between Pythons
+
+
+def _enum(value: Enum, out: bytearray, depth: int) -> None:
+    """Class, name and value: an edited value is another argument, one without encoding goes by its name alone."""
+    try:
+        content = encode_plain(value._value_, depth + 1)
+    except Exception:  # any failure of the value's own code; the name still tells members apart
+        if value._name_ not in type(value).__members__:
+            raise
+        content = b""
+    out += b"E"
+    out += encode_plain(type_identity(type(value)), depth)
+    encode_into((value._name_, content), out, depth + 1)
+
+
+def _subclass(base: type) -> Encoder:
+    """A class over a built-in: what the built-in holds, and whatever its state adds."""
+    content = _CONTENT.get(base) or BUILT_IN[base]
+    state = object.__getstate__ if issubclass(base, (set, frozenset)) else _reduced
+    if issubclass(base, dict):
+        state = _reduced_without_items
+
+    def encoder(value: object, out: bytearray, depth: int) -> None:
+        out += b"U"
+        out += encode_plain(type_identity(type(value)), depth)
+        content(value, out, depth + 1)
+        encode_into(state(value), out, depth + 1)
+
+    return encoder
+
+
+def _as_plain(base: Callable[[Any], Any]) -> Encoder:
+    """Content of a subclass, taken out of its hands before its own methods could have a say."""
+
+    def encoder(value: Any, out: bytearray, depth: int) -> None:
+        out += encode_plain(base(value), depth)
+
+    return encoder
+
+
+def _ordered_pairs(value: Any, out: bytearray, depth: int) -> None:
+    _items(b"o", list(value.items()), out, depth)
+
+
+_CONTENT: dict[type, Encoder] = {
+    OrderedDict: _ordered_pairs,
+    int: _as_plain(int.__pos__),
+    float: _as_plain(float.__pos__),
+    str: _as_plain(str.__str__),
+    list: _as_plain(lambda value: list(list.__iter__(value))),
+    tuple: _as_plain(lambda value: tuple(tuple.__iter__(value))),
+    dict: _as_plain(lambda value: dict(dict.items(value))),
+    set: _as_plain(lambda value: set(set.__iter__(value))),
+    frozenset: _as_plain(lambda value: frozenset(frozenset.__iter__(value))),
+}
+
+
+def _reduced_without_items(value: object) -> object:
+    rebuild, arguments, state, _, _ = _reduction(value)
+    return rebuild, arguments, state
+
+
+def _reduced(value: object) -> object:
+    """What `copy` and `pickle` rebuild the object from."""
+    rebuild, arguments, state, items, pairs = _reduction(value)
+    return rebuild, arguments, state, None if items is None else list(items), None if pairs is None else list(pairs)
+
+
+def _reduction(value: Any) -> tuple[object, object, object, Iterable[object] | None, Iterable[object] | None]:
+    """The five parts of the pickle protocol's reduction; the callable told by its name."""
+    reducer = copyreg.dispatch_table.get(type(value))
+    try:
+        reduced = reducer(value) if reducer else value.__reduce_ex__(4)
+    except Exception as error:
+        raise UnkeyableError(f"{describe(value)} has no state to take a key from ({error})") from error
+    if isinstance(reduced, str):  # the name of a global, of the module that the object says
+        return (module_name(getattr(value, "__module__", None)), reduced), None, None, None, None
+    rebuild, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+    if isinstance(state, dict):
+        state = {name: item for name, item in state.items() if name not in _VOLATILE}
+    return (module_name(rebuild.__module__), rebuild.__qualname__), arguments, state, items, pairs
+
+
+_VOLATILE = frozenset({"_attrs_cached_hash", "__orig_class__"})
+"""Attributes that say nothing about the value: a hash kept by attrs, the subscript a generic class was made through."""
+
+
+def describe(value: object) -> str:
+    """The full name of the value's type."""
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def refuse(value: object, out: bytearray, depth: int) -> None:
+    """The encoder of what has no exact encoding."""
+    raise UnkeyableError(f"{describe(value)} has no exact encoding")
+
+
+RESOLVE.append(_encoder_of)
