@@ -87,7 +87,8 @@ def _ndarray(value: Any, out: bytearray, depth: int) -> None:
         if kind.__name__ != "memmap":  # its state is the open file
             encode_into(vars(value), out, depth + 1)
         value = value.view(next(base for base in kind.__mro__ if base.__name__ == "ndarray"))
-    encode_into((dtype.str, dtype.name, value.shape), out, depth + 1)
+    name = dtype.name if dtype.kind in "VT" else ""  # types of other packages (bfloat16) share their `str`
+    encode_into((dtype.str, name, value.shape), out, depth + 1)
     if dtype.names is not None:
         encode_into([(name, value[name]) for name in dtype.names], out, depth + 1)
     elif dtype.hasobject:

@@ -80,7 +80,7 @@ def encode_into(value: object, out: bytearray, depth: int) -> None:
 # -- built-in values -------------------------------------------------------------------------------------------------
 
 
-def encode_plain(value: Any, depth: int, saw_bytes: list[bool] | None = None) -> bytes:
+def encode_plain(value: Any, depth: int = 0, saw_bytes: list[bool] | None = None) -> bytes:
     """The same encoding, for the types that fill most calls without a function call per leaf.
 
     Args:
@@ -129,11 +129,12 @@ def _dict(value: dict[Any, Any], depth: int, saw_bytes: list[bool] | None) -> by
         first = (known(key) or _text(key)) if type(key) is str else encode_plain(key, inner, saw_bytes)
         kind = type(item)
         if kind is str:
-            pairs.append(first + ((len(item) <= _SHORT and known(item)) or _text(item)))
+            second = (len(item) <= _SHORT and known(item)) or _text(item)
         elif kind is dict:
-            pairs.append(first + _dict(item, inner, saw_bytes))
+            second = _dict(item, inner, saw_bytes)
         else:
-            pairs.append(first + encode_plain(item, inner, saw_bytes))
+            second = encode_plain(item, inner, saw_bytes)
+        pairs.append(first + second)
     if len(pairs) > 1:
         pairs.sort()
     count = len(pairs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from codomyrmex_cache._entry import Entry
-from codomyrmex_cache._flow import Call, Flow, Now
+from codomyrmex_cache._flow import Call, Flow, Now, Parts
 from codomyrmex_cache._policy import is_fresh
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.errors import EnvelopeError
@@ -53,7 +53,7 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(space: Space, keyer: Keyer, key: Key, counters: Counters) -> Flow[Explanation]:
+def explain(space: Space, keyer: Keyer, key: Key, parts: Parts, counters: Counters) -> Flow[Explanation]:
     """Look, without counting and without running anything."""
     try:
         raw = yield Call("get", (space.stored(key.text),))
@@ -75,7 +75,7 @@ def explain(space: Space, keyer: Keyer, key: Key, counters: Counters) -> Flow[Ex
     except Exception as error:
         space.backend_failed("explain", error, counters)
         return Explanation("miss", key.text, f"the backend failed ({error})")
-    return _nearest(key, entries)
+    return _nearest(key, dict(parts), entries)
 
 
 def _described(space: Space, text: str, raw: Entry | None, digest: bytes) -> tuple[Entry | None, bool]:
@@ -88,14 +88,13 @@ def _described(space: Space, text: str, raw: Entry | None, digest: bytes) -> tup
         return None, False
 
 
-def _nearest(key: Key, entries: Sequence[tuple[str, Entry]]) -> Explanation:
+def _nearest(key: Key, own: dict[str, bytes], entries: Sequence[tuple[str, Entry]]) -> Explanation:
     if not entries:
         return Explanation("miss", key.text, "nothing is stored for this function")
-    own = dict(key.parts)
     scored = [(len(_differing(own, entry)), -entry.created, text, entry) for text, entry in entries]
     _, _, text, entry = min(scored, key=lambda row: row[:3])
     differing = _differing(own, entry)
-    same = tuple(name for name, _ in key.parts if name not in differing)
+    same = tuple(name for name in own if name not in differing)
     reason = f"differs from the nearest stored call in {', '.join(differing) or 'nothing that is recorded'}"
     return Explanation("miss", key.text, reason, differing, same, text, len(entries))
 

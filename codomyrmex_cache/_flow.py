@@ -70,6 +70,9 @@ class AwaitableResult(Exception):  # noqa: N818  a signal, never seen outside
         super().__init__()
 
 
+Parts = tuple[tuple[str, bytes], ...]
+
+
 class Request(NamedTuple):
     """One call that may need its function.
 
@@ -80,6 +83,7 @@ class Request(NamedTuple):
         ttl: fresh time, or a callable on the result.
         copy: whether stored values are kept apart from handed-out ones.
         awaits: whether the driver awaits what `invoke` gives back.
+        parts: asked before the load: what went into the key, to be stored beside the result.
         unchanged: asked after the load; if it says no, what the key was taken from has changed and nothing is stored.
     """
 
@@ -89,6 +93,7 @@ class Request(NamedTuple):
     ttl: Ttl = None
     copy: bool = True
     awaits: bool = False
+    parts: Callable[[], Parts] = tuple
     unchanged: Callable[[], bool] | None = None
 
 
@@ -218,6 +223,7 @@ def _lead(space: Space, request: Request, flight: Flight) -> Flow[None]:
 def load(space: Space, request: Request, flight: Flight) -> Flow[Outcome]:
     """Run the function and store its result unless the flight was fenced meanwhile."""
     counters = request.counters
+    parts = request.parts()
     started = yield Now()
     try:
         value = yield Load(request.invoke)
@@ -232,7 +238,7 @@ def load(space: Space, request: Request, flight: Flight) -> Flow[Outcome]:
     if request.unchanged is not None and not (yield Load(request.unchanged)):
         seconds = 0.0
     key = request.key
-    entry = new_entry(value, seconds, now, cost=now - started, digest=key.digest, parts=key.parts, awaited=request.awaits)
+    entry = new_entry(value, seconds, now, cost=now - started, digest=key.digest, parts=parts, awaited=request.awaits)
     packed = pack(space, request.key, entry, counters, copy=request.copy)
     if packed is not None and seconds != 0 and not flight.fenced:
         yield from write(space, request.key, packed, counters)

@@ -72,6 +72,9 @@ class _Keyed(Keyer):
     def key(self, bound: Sequence[object]) -> Key:
         return super().key((bound,))
 
+    def parts(self, bound: Sequence[object]) -> tuple[tuple[str, bytes], ...]:
+        return super().parts((bound,))
+
 
 def _transforms(function: Any, shape: Shape, ignored: tuple[str, ...]) -> tuple[dict[str, Transform | None], bool]:
     transforms: dict[str, Transform | None] = {}

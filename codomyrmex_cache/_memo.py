@@ -84,7 +84,7 @@ class Memo:
             return self._adopt(key, bound, invoke())
         space = self.cache.space
         try:
-            answer = run(space, call(space, self._while_files_stay(self._request(key, invoke), bound)))
+            answer = run(space, call(space, self._request(key, invoke, bound)))
         except AwaitableResult as result:
             self._awaits = True
             return self._adopt(key, bound, result.awaitable)
@@ -100,7 +100,7 @@ class Memo:
         except UnkeyableError as error:
             return await self._uncached(error, partial(self._call, bound))
         space = self.cache.space
-        answer = await arun(space, call(space, self._while_files_stay(self._request(key, partial(self._call, bound)), bound)))
+        answer = await arun(space, call(space, self._request(key, partial(self._call, bound), bound)))
         return self._finish(answer, bound, key)
 
     async def _adopt(self, key: Key, bound: tuple[Any, ...], awaitable: Awaitable[Any]) -> Any:
@@ -114,20 +114,26 @@ class Memo:
 
         space = self.cache.space
         try:
-            answer = await arun(space, call(space, self._while_files_stay(self._request(key, invoke), bound)))
+            answer = await arun(space, call(space, self._request(key, invoke, bound)))
         finally:
             if not taken and iscoroutine(awaitable):
                 awaitable.close()
         return self._finish(answer, bound, key)
 
-    def _request(self, key: Key, invoke: Callable[[], Any]) -> Request:
-        return Request(key, invoke, self.counters, self._ttl, self._copy, self._awaits)
+    def _request(self, key: Key, invoke: Callable[[], Any], bound: tuple[Any, ...]) -> Request:
+        unchanged = partial(self._is_still, key, bound) if self.keyer.volatile else None
+        parts = partial(self._parts, bound)
+        return Request(key, invoke, self.counters, self._ttl, self._copy, self._awaits, parts, unchanged)
 
-    def _while_files_stay(self, request: Request, bound: tuple[Any, ...]) -> Request:
+    def _parts(self, bound: tuple[Any, ...]) -> tuple[tuple[str, bytes], ...]:
+        try:
+            return self.keyer.parts(bound)
+        except UnkeyableError:  # changed since the key was made; the explanation is the poorer for it
+            return ()
+
+    def _is_still(self, key: Key, bound: tuple[Any, ...]) -> bool:
         """A result of files that changed meanwhile belongs to neither content."""
-        if not self.keyer.volatile:
-            return request
-        return request._replace(unchanged=lambda: self.keyer.key(bound) == request.key)
+        return self.keyer.key(bound) == key
 
     def _finish(self, answer: Answer, bound: tuple[Any, ...], key: Key) -> Any:
         if answer.entry is None:
@@ -202,14 +208,14 @@ class Memo:
         if self._awaits:
             return self.arefresh(*args, **kwargs)
         bound = self._bind(*args, **kwargs)
-        request = self._while_files_stay(self._request(self.keyer.key(bound), partial(self._call, bound)), bound)
+        request = self._request(self.keyer.key(bound), partial(self._call, bound), bound)
         answer = run(self.cache.space, verbs.refresh(self.cache.space, request))
         return self._finish(answer, bound, request.key)
 
     async def arefresh(self, /, *args: Any, **kwargs: Any) -> Any:
         """`refresh` for event loops."""
         bound = self._bind(*args, **kwargs)
-        request = self._while_files_stay(self._request(self.keyer.key(bound), partial(self._call, bound)), bound)
+        request = self._request(self.keyer.key(bound), partial(self._call, bound), bound)
         answer = await arun(self.cache.space, verbs.refresh(self.cache.space, request))
         return self._finish(answer, bound, request.key)
 
@@ -242,18 +248,22 @@ class Memo:
     def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
         """Why this call would be a hit or a miss; nothing runs, nothing is counted."""
         try:
-            key = self._key(args, kwargs)
+            found: Explanation = run(self.cache.space, self._explanation(args, kwargs))
         except UnkeyableError as error:
             return Explanation("unkeyable", "", str(error))
-        return run(self.cache.space, explain(self.cache.space, self.keyer, key, self.counters))
+        return found
 
     async def aexplain(self, /, *args: Any, **kwargs: Any) -> Explanation:
         """`explain` for event loops."""
         try:
-            key = self._key(args, kwargs)
+            found: Explanation = await arun(self.cache.space, self._explanation(args, kwargs))
         except UnkeyableError as error:
             return Explanation("unkeyable", "", str(error))
-        return await arun(self.cache.space, explain(self.cache.space, self.keyer, key, self.counters))
+        return found
+
+    def _explanation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        bound = self._bind(*args, **kwargs)
+        return explain(self.cache.space, self.keyer, self.keyer.key(bound), self._parts(bound), self.counters)
 
     def clear(self) -> int:
         """Forget all results of this function; how many there were."""
@@ -274,9 +284,10 @@ class Memo:
         return read(self.cache.space, self._key(args, kwargs), self.counters, copy=self._copy)
 
     def _store(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        bound = self._bind(*args, **kwargs)
         return verbs.store(
-            self.cache.space, self._key(args, kwargs), value, self.counters,
-            ttl=self._ttl, copy=self._copy, awaited=self._awaits,
+            self.cache.space, self.keyer.key(bound), value, self.counters,
+            ttl=self._ttl, copy=self._copy, awaited=self._awaits, parts=self._parts(bound),
         )  # fmt: skip
 
     def _clear(self) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._flight import Flight, Landed
-from codomyrmex_cache._flow import Answer, Call, Flow, Now, Request, load, pack, read, usable, write
+from codomyrmex_cache._flow import Answer, Call, Flow, Now, Parts, Request, load, pack, read, usable, write
 from codomyrmex_cache._policy import Ttl, lifetime, new_entry
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.keys import Key
@@ -17,7 +17,15 @@ __all__ = ["clear", "contains", "delete", "delete_many", "get", "get_many", "key
 
 
 def store(
-    space: Space, key: Key, value: object, counters: Counters, *, ttl: Ttl = None, copy: bool = True, awaited: bool = False
+    space: Space,
+    key: Key,
+    value: object,
+    counters: Counters,
+    *,
+    ttl: Ttl = None,
+    copy: bool = True,
+    awaited: bool = False,
+    parts: Parts = (),
 ) -> Flow[None]:
     """Store a value that the caller has; it supersedes a load that is running."""
     seconds = lifetime(ttl, value)
@@ -26,7 +34,7 @@ def store(
         yield from delete(space, key, counters)
         return
     now = yield Now()
-    entry = new_entry(value, seconds, now, digest=key.digest, parts=key.parts, awaited=awaited)
+    entry = new_entry(value, seconds, now, digest=key.digest, parts=parts, awaited=awaited)
     packed = pack(space, key, entry, counters, copy=copy)
     if packed is None:
         yield from delete(space, key, counters)  # the old value is not the answer any more

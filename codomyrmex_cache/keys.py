@@ -10,7 +10,7 @@ is a miss and never another call's answer.
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from hashlib import sha256
 from os import urandom
@@ -38,12 +38,10 @@ Transform = Callable[[Any], object]
 
 
 class Key(NamedTuple):
-    """Where an entry lies in its namespace (`text`), what it must be the answer to (`digest`), and, to explain a
-    difference, the name and a short digest of each part that went in (`parts`)."""
+    """Where an entry lies in its namespace (`text`) and what it must be the answer to (`digest`)."""
 
     text: str
     digest: bytes
-    parts: tuple[tuple[str, bytes], ...] = ()
 
 
 def direct_key(key: object) -> Key:
@@ -88,13 +86,13 @@ class Keyer:
         self._version = version
         transforms = transforms or {}
         kept = [(index, name_) for index, name_ in enumerate(names) if transforms.get(name_, name_) is not None]
-        self._kept = [(index, name_, transforms.get(name_)) for index, name_ in kept]
+        self._names = [name_ for _, name_ in kept]
+        self._transforms = {name_: transform for name_, transform in transforms.items() if transform is not None}
         self._indices = None if len(kept) == len(names) else [index for index, _ in kept]
         self._parts = [*_call_time_parts(function), *parts]
         self._head: bytes | None = None
         self._head_parts: tuple[tuple[str, bytes], ...] = ()
-        plain = not self._parts and not any(transform for _, _, transform in self._kept)
-        self._memo = _Memo() if plain else None
+        self._memo = None if self._parts or self._transforms else _Memo()
 
     def key(self, bound: Sequence[object]) -> Key:
         """The key of the call with these bound arguments.
@@ -102,7 +100,7 @@ class Keyer:
         Raises:
             UnkeyableError: an argument cannot be encoded; `parameter` names it.
         """
-        values = bound if self._indices is None else tuple([bound[index] for index in self._indices])
+        values = self._kept(bound)
         if self._memo is None:
             return self._canonical(values)
         fingerprint, snapshot = self._memo.look(values)
@@ -118,26 +116,40 @@ class Keyer:
         return found
 
     def _canonical(self, values: Sequence[object], saw_bytes: list[bool] | None = None) -> Key:
-        encodings = [self._head or self._make_head()]
-        parts = [*self._head_parts]
-        for label, part in self._parts:
-            encoded = _part_of(label, part)
-            encodings.append(encoded)
-            parts.append((label, xxh3_64_digest(encoded)))
-        for (_, name, transform), value in zip(self._kept, values, strict=True):
+        head = self._head or self._make_head()
+        if self._memo is None:
+            whole = b"".join([head, *(encoded for _, encoded in self._encodings(values))])
+        else:
             try:
-                encoded = encode_plain(value if transform is None else transform(value), 0, saw_bytes)
-            except Exception as error:  # state, properties and iterators of the user's objects may raise anything
-                reason = error.reason if isinstance(error, UnkeyableError) else f"{type(error).__name__}: {error}"
-                raise UnkeyableError(reason, name) from error
-            encodings.append(encoded)
-            parts.append((name, xxh3_64_digest(encoded)))
-        whole = b"".join(encodings)
-        return Key(self.prefix + xxh3_128_hexdigest(whole), sha256(whole).digest(), tuple(parts))
+                whole = b"".join([head, *[encode_plain(value, 0, saw_bytes) for value in values]])
+            except Exception:  # once more, to know which parameter it was
+                whole = b"".join([head, *(encoded for _, encoded in self._encodings(values))])
+        return Key(self.prefix + xxh3_128_hexdigest(whole), sha256(whole).digest())
+
+    def _encodings(self, values: Sequence[object]) -> Iterator[tuple[str, bytes]]:
+        """Each part that differs from call to call, by name."""
+        for label, part in self._parts:
+            yield label, _encoded(label, part)
+        for name, value in zip(self._names, values, strict=True):
+            transform = self._transforms.get(name)
+            yield name, _encoded(name, lambda: encode_plain(transform(value) if transform else value))  # noqa: B023
+
+    def parts(self, bound: Sequence[object]) -> tuple[tuple[str, bytes], ...]:
+        """Name and short digest of each part of the key of this call, to be stored with its result.
+
+        Not a piece of the key itself: a hit has no use for it.
+        """
+        head = self._head or self._make_head()
+        assert head
+        encodings = self._encodings(self._kept(bound))
+        return (*self._head_parts, *((name, xxh3_64_digest(encoded)) for name, encoded in encodings))
+
+    def _kept(self, bound: Sequence[object]) -> Sequence[object]:
+        return bound if self._indices is None else tuple([bound[index] for index in self._indices])
 
     def _make_head(self) -> bytes:
         """What is the same for all calls; made at the first, since reading code costs some 0.1 ms a function."""
-        identity = encode((FORMAT, self.name, [name for _, name, _ in self._kept]))
+        identity = encode((FORMAT, self.name, self._names))
         code = encode(_own_code(self._function) if self._version is None else ())
         version = encode(self._version)
         parts = (("function", identity), ("version", version), ("code", code))
@@ -175,10 +187,10 @@ class _Memo:
 
     def look(self, values: Sequence[object]) -> tuple[bytes | None, Sequence[object]]:
         """The fingerprint, `None` if there is none; and, if it is new, the values it was taken from."""
+        if not self._TYPES.issuperset(map(type, values)):
+            return None, values
         texts: list[tuple[int, str]] = []
         for value in values:
-            if type(value) not in self._TYPES:
-                return None, values
             if type(value) is str and len(value) > self.LONG:
                 texts = [(index, text) for index, text in enumerate(values) if type(text) is str and len(text) > self.LONG]
         if texts:  # hashed where they are: marshal would copy them twice
@@ -189,13 +201,14 @@ class _Memo:
             data = marshal.dumps(tuple(values), 2)  # type: ignore[arg-type]
         except ValueError:
             return None, values
-        hashed = data
-        for index, text in texts:
-            hashed += b"%d:%b" % (index, xxh3_128_digest(text.encode("utf-8", "surrogatepass"), self._SEED))
-        fingerprint = xxh3_128_digest(hashed, self._SEED)
+        if not texts:
+            fingerprint = xxh3_128_digest(data, self._SEED)
+            return fingerprint, values if fingerprint in self.keys else marshal.loads(data)  # noqa: S302  our own bytes
+        long = b"".join(b"%d:%b" % (index, xxh3_128_digest(_utf8(text), self._SEED)) for index, text in texts)
+        fingerprint = xxh3_128_digest(data + long, self._SEED)
         if fingerprint in self.keys:
             return fingerprint, values
-        snapshot = list(marshal.loads(data))  # noqa: S302  our own bytes of a moment ago
+        snapshot = list(marshal.loads(data))  # noqa: S302
         for index, text in texts:
             snapshot[index] = text
         return fingerprint, snapshot
@@ -206,6 +219,10 @@ class _Memo:
             for old in list(self.keys)[: self.MAX // 2]:
                 self.keys.pop(old, None)
         self.keys[fingerprint] = key
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def function_name(function: Any) -> str:
@@ -255,12 +272,13 @@ def _call_time_parts(function: Any) -> list[Part]:
     return [("the callable's state", lambda: encode(function))]
 
 
-def _part_of(label: str, part: Callable[[], bytes]) -> bytes:
+def _encoded(name: str, encoding: Callable[[], bytes]) -> bytes:
+    """The encoding; an error of the user's code (state, properties, a scope function) says which part it was."""
     try:
-        return part()
-    except Exception as error:  # user code: state, a scope function
+        return encoding()
+    except Exception as error:
         reason = error.reason if isinstance(error, UnkeyableError) else f"{type(error).__name__}: {error}"
-        raise UnkeyableError(reason, label) from error
+        raise UnkeyableError(reason, name) from error
 
 
 class _Closure:
