@@ -6,16 +6,19 @@ asyncio is imported where it is used: it is 57 modules, for which a blocking pro
 from __future__ import annotations
 
 from contextlib import suppress
-from inspect import isawaitable
 from typing import Any, TypeVar
 
 from codomyrmex_cache._flight import LEADING, Abandoned, Flight
 from codomyrmex_cache._flow import Call, Effect, Flow, Lead, Load, Wait
+from codomyrmex_cache._isolation import is_awaitable
 from codomyrmex_cache._space import Space
 
 __all__ = ["arun", "run"]
 
 T = TypeVar("T")
+
+_PATIENCE = 1.0
+"""Seconds between two looks at whether the event loop that runs a load is still running."""
 
 
 def run(space: Space, flow: Flow[T]) -> T:
@@ -53,7 +56,12 @@ def _perform(space: Space, effect: Effect) -> Any:
 
 def _wait(flight: Flight) -> Any:
     try:
-        return flight.future.result()
+        while True:
+            try:
+                return flight.future.result(timeout=_PATIENCE)
+            except TimeoutError:
+                if flight.dead:
+                    return Abandoned(RuntimeError("the event loop of the load stands still"))
     finally:
         flight.leave()
 
@@ -79,7 +87,7 @@ async def _aperform(space: Space, effect: Effect) -> Any:
         return await _acall(space, effect)
     if isinstance(effect, Load):
         result = effect.invoke()
-        return await result if isawaitable(result) else result
+        return await result if is_awaitable(result) else result
     if isinstance(effect, Lead):
         import asyncio
 
@@ -117,7 +125,14 @@ async def _alead(space: Space, effect: Lead) -> None:
 async def _await(flight: Flight) -> Any:
     import asyncio
 
+    future = asyncio.wrap_future(flight.future)
     try:
-        return await asyncio.wrap_future(flight.future)
+        while True:
+            done, _ = await asyncio.wait((future,), timeout=_PATIENCE)
+            if done:
+                return future.result()
+            if flight.dead:
+                return Abandoned(RuntimeError("the event loop of the load stands still"))
     finally:
+        future.cancel()
         flight.leave()

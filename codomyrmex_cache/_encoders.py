@@ -5,13 +5,14 @@ A type is recognised by its module and name; what is then called are its instanc
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
 from codomyrmex_cache._code import code_parts
 from codomyrmex_cache._encoding import Encoder, encode, encode_buffer, encode_into
-from codomyrmex_cache._objects import SPECIAL, module_name, refuse, type_identity
+from codomyrmex_cache._objects import INTERNAL, SPECIAL, module_name, refuse, type_identity
 from codomyrmex_cache.errors import UnkeyableError
 
 __all__ = ["encode"]
@@ -35,8 +36,28 @@ def _function(function: Any) -> object:
     """Name, code, defaults and what it closes over; of a wrapper also what it wraps."""
     cells = [_cell(cell, function) for cell in function.__closure__ or ()]
     name = (module_name(function.__module__), function.__qualname__)
-    wrapped = function.__dict__.get("__wrapped__")
-    return (name, code_parts(function.__code__), function.__defaults__, function.__kwdefaults__, cells, wrapped)
+    origin = function.__globals__.get("__name__")  # of a wrapper not what `__module__` says
+    module: Any = sys.modules.get(str(origin))
+    if not _is_wrapper(function) and (module is None or vars(module) is not function.__globals__):
+        raise UnkeyableError(f"function {function.__qualname__} reads names of a module that is not imported")
+    attributes = {key: item for key, item in function.__dict__.items() if not _is_wrapper(function) or key == "__wrapped__"}
+    return (name, code_parts(function.__code__), function.__defaults__, function.__kwdefaults__, cells, attributes)
+
+
+def _is_wrapper(function: Any) -> bool:
+    """Whether it is the wrapper of one of our decorated functions, whose attributes are its control methods."""
+    return bool(function.__code__.co_filename == "<codomyrmex_cache>")
+
+
+def _lru_cached(function: Any) -> object:
+    return (function.__wrapped__, function.cache_parameters())
+
+
+def _module(module: Any) -> object:
+    name = str(module.__name__)
+    if sys.modules.get(name) is not module:
+        raise UnkeyableError(f"module {name!r} is not the imported one of this name")
+    return module_name(name)
 
 
 def _cell(cell: Any, function: object) -> object:
@@ -55,6 +76,11 @@ def _builtin_function(function: Any) -> object:
 
 def _code(code: CodeType) -> object:
     return code_parts(code)
+
+
+def _address(address: Any) -> object:
+    """An address, and of an interface also its network."""
+    return (int(address._ip), getattr(address, "scope_id", None), getattr(address, "network", None))
 
 
 def _zone_key(zone: Any) -> str:
@@ -125,44 +151,58 @@ def _pandas_index(index: Any) -> object:
         return (list(index.names), list(index.levels), [list(codes) for codes in index.codes])
     if hasattr(index, "start"):
         return (index.name, index.start, index.stop, index.step)
-    return (index.name, str(getattr(index, "freq", None)), _pandas_values(index.array))
+    return (index.name, getattr(index, "freq", None), _pandas_values(index.array))
 
 
 def _series(series: Any) -> object:
-    return (series.name, series.index, _pandas_values(series.array), series.attrs, _own_metadata(series))
+    return (
+        series.name,
+        series.index,
+        _pandas_values(series.array),
+        series.attrs,
+        series.flags.allows_duplicate_labels,
+        _own_metadata(series),
+    )
 
 
 def _frame(frame: Any) -> object:
     columns = [_pandas_values(frame.iloc[:, place].array) for place in range(frame.shape[1])]
-    return (frame.columns, frame.index, columns, frame.attrs, _own_metadata(frame))
+    return (frame.columns, frame.index, columns, frame.attrs, frame.flags.allows_duplicate_labels, _own_metadata(frame))
 
 
 def _own_metadata(value: Any) -> dict[str, object]:
-    """What subclasses (geopandas) declare as theirs."""
-    return {name: getattr(value, name, None) for name in value._metadata}
+    """What subclasses (geopandas) declare as theirs, and what somebody set on the object."""
+    declared = {name: getattr(value, name, None) for name in value._metadata}
+    return declared | {name: item for name, item in vars(value).items() if name not in INTERNAL}
 
 
 def _polars_series(series: Any) -> object:
     """Numbers without gaps by their buffer; others by value and by their physical form, which keeps nanoseconds."""
     name = (series.name, str(series.dtype))
-    if series.dtype.is_numeric() and not series.dtype.is_decimal() and series.null_count() == 0:
+    if str(series.dtype) in _NUMPY_NUMBERS and series.null_count() == 0:
         return (name, series.to_numpy())
     return (name, series.to_list(), series.to_physical().to_list())
 
 
+_NUMPY_NUMBERS = frozenset(
+    {"Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float32", "Float64"}
+)  # fmt: skip
+
+
 def _polars_frame(frame: Any) -> object:
-    return [_polars_series(series) for series in frame.get_columns()]
+    return (frame.height, [_polars_series(series) for series in frame.get_columns()])
 
 
 _RULES: dict[tuple[str, str], Encoder] = {
     ("builtins", "function"): _tagged(_function),
     ("builtins", "builtin_function_or_method"): _tagged(_builtin_function),
     ("builtins", "method"): _tagged(lambda method: (method.__func__, method.__self__)),
-    ("builtins", "module"): _tagged(lambda module: module_name(module.__name__)),
+    ("builtins", "module"): _tagged(_module),
+    ("functools", "_lru_cache_wrapper"): _tagged(_lru_cached),
     ("builtins", "code"): _tagged(_code),
     ("builtins", "memoryview"): _memoryview,
     ("array", "array"): _array,
-    ("ipaddress", "_BaseAddress"): _tagged(lambda address: (int(address), getattr(address, "scope_id", None))),
+    ("ipaddress", "_BaseAddress"): _tagged(_address),
     ("ipaddress", "_BaseNetwork"): _tagged(lambda network: (network.network_address, network.prefixlen)),
     ("zoneinfo", "ZoneInfo"): _tagged(_zone_key),
     ("numpy", "ndarray"): _ndarray,

@@ -20,7 +20,7 @@ from struct import Struct
 from types import EllipsisType, NotImplementedType
 from typing import Any
 from uuid import UUID
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from xxhash import xxh3_128_digest
 
@@ -30,7 +30,8 @@ __all__ = ["BUILT_IN", "RESOLVE", "RESOLVED", "Encoder", "encode", "encode_buffe
 
 Encoder = Callable[[Any, bytearray, int], None]
 
-RESOLVED: WeakKeyDictionary[type, Encoder] = WeakKeyDictionary()
+RESOLVED: dict[int, tuple[ref[type], Encoder]] = {}
+"""By the identity of the type: a metaclass may have its own idea of equality."""
 RESOLVE: list[Callable[[type], Encoder]] = []
 """What finds the encoder of a type that is not built in: `_objects` puts it here, so that imports go one way."""
 
@@ -60,7 +61,7 @@ def encode(value: object) -> bytes:
     except UnkeyableError:
         raise
     except Exception as error:  # user code (state, properties, iteration) may raise anything
-        raise UnkeyableError(f"encoding {type(value).__qualname__} raised {type(error).__name__}: {error}") from error
+        raise UnkeyableError(f"encoding {type(value).__qualname__} raised {type(error).__name__}") from error
     return bytes(out)
 
 
@@ -71,9 +72,10 @@ def encode_into(value: object, out: bytearray, depth: int) -> None:
     kind = type(value)
     encoder = BUILT_IN.get(kind)
     if encoder is None:
-        encoder = RESOLVED.get(kind)
-        if encoder is None:
-            encoder = RESOLVED[kind] = RESOLVE[0](kind)
+        known, encoder = RESOLVED.get(id(kind), (None, None))
+        if known is None or encoder is None or known() is not kind:
+            encoder = RESOLVE[0](kind)
+            RESOLVED[id(kind)] = (ref(kind), encoder)
     encoder(value, out, depth)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
@@ -87,8 +88,8 @@ class Flight:
 
     @property
     def dead(self) -> bool:
-        """Whether its event loop was closed under it, so that it will never land."""
-        return self.loop is not None and self.loop.is_closed() and not self.future.done()
+        """Whether its event loop stands still, so that it may never land."""
+        return self.loop is not None and not self.loop.is_running() and not self.future.done()
 
 
 LEADING: ContextVar[tuple[Flight, ...]] = ContextVar("codomyrmex_cache_leading", default=())
@@ -100,18 +101,18 @@ class Flights:
 
     def __init__(self) -> None:
         self._flights: dict[bytes, Flight] = {}
+        self._apart: dict[int, Flight] = {}
         self._process = os.getpid()
 
-    def join(self, key: bytes) -> tuple[Flight, bool]:
-        """The flight for this key, entered, and whether the caller leads it."""
+    def join(self, own: Flight) -> Flight:
+        """The flight for the key of `own`, entered: `own` itself if there was none, and then the caller leads."""
         if self._process != os.getpid():  # forked: the parent's leaders do not exist here
             self._flights, self._process = {}, os.getpid()
-        new = Flight(key)
-        flight = self._flights.setdefault(key, new)
+        flight = self._flights.setdefault(own.key, own)
         if flight.dead:
-            self._flights[key] = flight = new
+            self._flights[own.key] = flight = own
         flight.enter()
-        return flight, flight is new
+        return flight
 
     def end(self, flight: Flight, outcome: Outcome) -> None:
         """Take the flight off the board and tell everybody who waits; only the first end counts."""
@@ -119,14 +120,26 @@ class Flights:
         if not flight.future.done():
             flight.future.set_result(outcome)
 
+    @contextmanager
+    def apart(self, key: bytes) -> Iterator[Flight]:
+        """A flight that nobody joins (a refresh) but that an invalidation finds."""
+        flight = Flight(key)
+        self._apart[id(flight)] = flight
+        try:
+            yield flight
+        finally:
+            self._apart.pop(id(flight), None)
+
     def fence(self, matches: Callable[[bytes], bool]) -> None:
         """Invalidate running loads: they finish for those who wait, are not stored, and nobody else joins them."""
-        for key in list(self._flights):
-            if matches(key):
-                self.fence_key(key)
+        flying = [*self._flights.values(), *self._apart.values()]
+        for key in {flight.key for flight in flying if matches(flight.key)}:
+            self.fence_key(key)
 
     def fence_key(self, key: bytes) -> None:
         """The same for one key."""
+        for other in list(self._apart.values()):
+            other.fenced = other.fenced or other.key == key
         flight = self._flights.get(key)
         if flight is not None:
             flight.fenced = True

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from inspect import isawaitable
 from typing import Any, NamedTuple, TypeVar
 
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._flight import Abandoned, Failed, Flight, Landed, Outcome
+from codomyrmex_cache._isolation import is_awaitable
 from codomyrmex_cache._policy import Ttl, is_fresh, lifetime, new_entry
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.errors import CacheCodecError, EnvelopeError
@@ -73,6 +73,10 @@ class AwaitableResult(Exception):  # noqa: N818  a signal, never seen outside
 Parts = tuple[tuple[str, bytes], ...]
 
 
+class KeyMoved(Exception):  # noqa: N818  a signal, never seen outside
+    """An argument changed between the making of the key and the start of the function."""
+
+
 class Request(NamedTuple):
     """One call that may need its function.
 
@@ -84,6 +88,8 @@ class Request(NamedTuple):
         copy: whether stored values are kept apart from handed-out ones.
         awaits: whether the driver awaits what `invoke` gives back.
         parts: asked before the load: what went into the key, to be stored beside the result.
+        unmoved: asked just before the load; if it says no, an argument has changed since the key was made, so the result
+            belongs to another key and to this caller alone.
         unchanged: asked after the load; if it says no, what the key was taken from has changed and nothing is stored.
     """
 
@@ -94,6 +100,7 @@ class Request(NamedTuple):
     copy: bool = True
     awaits: bool = False
     parts: Callable[[], Parts] = tuple
+    unmoved: Callable[[], bool] | None = None
     unchanged: Callable[[], bool] | None = None
 
 
@@ -103,8 +110,7 @@ class Answer(NamedTuple):
     entry: Entry | None
     error: BaseException | None = None
 
-    @property
-    def value(self) -> Any:
+    def result(self) -> Any:
         """The value, or the exception raised."""
         if self.entry is None:
             assert self.error is not None
@@ -182,13 +188,24 @@ def call(space: Space, request: Request) -> Flow[Answer]:
         return Answer(entry)
     stored = space.stored(request.key.text)
     while True:
-        flight, leads = space.flights.join(stored)
-        if not leads and flight.waits_for_itself(blocking=not request.awaits):
-            flight.leave()
+        own = Flight(stored)
+        try:
+            flight = space.flights.join(own)
+            leads = flight is own
+            if not leads and flight.waits_for_itself(blocking=not request.awaits):
+                flight.leave()
+                return (yield from compute(request))
+            if leads:
+                yield Lead(flight, _lead(space, request, flight))
+            outcome: Outcome = yield Wait(flight)
+        except BaseException as error:  # an interruption or a cancellation, or a backend's error that was asked for
+            if own.task is None:  # no task of its own goes on with it
+                space.flights.end(own, Abandoned(error))
+            if not isinstance(error, AwaitableResult):
+                counters.add("misses")
+            raise
+        if isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved):
             return (yield from compute(request))
-        if leads:
-            yield Lead(flight, _lead(space, request, flight))
-        outcome: Outcome = yield Wait(flight)
         answer = _leader_answer(request, outcome) if leads else (yield from _follower_answer(space, request, outcome))
         if answer is not None:
             return answer
@@ -201,7 +218,9 @@ def compute(request: Request) -> Flow[Answer]:
         value = yield Load(request.invoke)
     except Exception as error:
         return Answer(None, error)
-    return Answer(Entry(value))
+    if not request.awaits and is_awaitable(value):
+        raise AwaitableResult(value)
+    return Answer(Entry(value, awaited=request.awaits))
 
 
 def _lead(space: Space, request: Request, flight: Flight) -> Flow[None]:
@@ -224,13 +243,15 @@ def load(space: Space, request: Request, flight: Flight) -> Flow[Outcome]:
     """Run the function and store its result unless the flight was fenced meanwhile."""
     counters = request.counters
     parts = request.parts()
+    if request.unmoved is not None and not (yield Load(request.unmoved)):
+        return Abandoned(KeyMoved())
     started = yield Now()
     try:
         value = yield Load(request.invoke)
     except Exception as error:
         counters.load((yield Now()) - started, failed=True)
         return Failed(error)
-    if not request.awaits and isawaitable(value):
+    if not request.awaits and is_awaitable(value):
         raise AwaitableResult(value)
     now = yield Now()
     counters.load(now - started)
@@ -242,6 +263,8 @@ def load(space: Space, request: Request, flight: Flight) -> Flow[Outcome]:
     packed = pack(space, request.key, entry, counters, copy=request.copy)
     if packed is not None and seconds != 0 and not flight.fenced:
         yield from write(space, request.key, packed, counters)
+        if flight.fenced:  # invalidated while it was being written: which came first, the backend alone knows
+            yield Call("delete", (space.stored(key.text),))
     return Landed(entry, packed)
 
 
@@ -286,12 +309,28 @@ def _follower_answer(space: Space, request: Request, outcome: Outcome) -> Flow[A
 
 
 def _own_copy(error: Exception) -> Exception:
-    """The same exception for another caller, so that tracebacks and notes do not pile up on one object."""
-    try:
-        twin = type(error).__new__(type(error), *error.args)
-        twin.__dict__.update(error.__dict__)
-        twin.args = error.args
-    except Exception:  # an exception class with ideas of its own is shared instead
+    """The same exception for another caller, so that tracebacks and notes do not pile up on one object.
+
+    Only where an exception is told by its `args` and attributes; one whose class has a constructor or fields of its own
+    (OSError, UnicodeError, SyntaxError) would come out damaged, and is shared.
+    """
+    kind = type(error)
+    plain = (Exception, *_TOLD_BY_ARGUMENTS)
+    native = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    if native not in plain or kind.__new__ is not native.__new__ or kind.__init__ is not native.__init__:
         return error
-    twin.__cause__, twin.__suppress_context__ = error.__cause__, error.__suppress_context__
+    if any("__slots__" in vars(base) for base in kind.__mro__[: kind.__mro__.index(native)]):
+        return error
+    twin = kind(*error.args)
+    twin.__dict__.update(error.__dict__)
+    if hasattr(error, "__notes__"):
+        twin.__notes__ = list(error.__notes__)
+    twin.__cause__, twin.__context__ = error.__cause__, error.__context__
+    twin.__suppress_context__ = error.__suppress_context__
     return twin
+
+
+_TOLD_BY_ARGUMENTS = (
+    ArithmeticError, AssertionError, BufferError, EOFError, IndexError, KeyError, LookupError, MemoryError,
+    OverflowError, RecursionError, ReferenceError, RuntimeError, NotImplementedError, TypeError, ValueError, ZeroDivisionError,
+)  # fmt: skip

@@ -75,7 +75,7 @@ _SOURCE = """\
 {define} {prefix}function({declaration}):
     try:
         {prefix}cell = {prefix}cells[{kinds}][{values}]
-    except KeyError:
+    except (KeyError, TypeError):  # a metaclass may make a type unhashable
         return {wait}{prefix}cold({bound})
     {prefix}value = {prefix}cell.value  # before the deadline: see Cell
     if {prefix}now() < {prefix}cell.deadline:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import copy
 import io
 import re
-from collections.abc import Awaitable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
+from inspect import CO_ITERABLE_COROUTINE
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
-from types import BuiltinFunctionType, EllipsisType, FunctionType, NotImplementedType
+from types import BuiltinFunctionType, EllipsisType, FunctionType, GeneratorType, NotImplementedType
 from typing import Any
 from uuid import UUID
 
 from codomyrmex_cache.errors import CacheCodecError
 
-__all__ = ["is_immutable", "is_single_use", "isolated"]
+__all__ = ["is_awaitable", "is_immutable", "is_single_use", "isolated"]
 
 _ATOMS: frozenset[type] = frozenset(
     {
@@ -46,19 +46,43 @@ def is_immutable(value: object, depth: int = 0) -> bool:
     return False
 
 
+def is_awaitable(value: object) -> bool:
+    """Whether `await` takes it; by its type alone, since a proxy's `__class__` may run code."""
+    kind = type(value)
+    return hasattr(kind, "__await__") or (kind is GeneratorType and bool(value.gi_code.co_flags & CO_ITERABLE_COROUTINE))  # type: ignore[attr-defined]
+
+
 def is_single_use(value: object) -> bool:
     """Whether using `value` once uses it up: iterators, awaitables, open files."""
     kind = type(value)
-    return hasattr(kind, "__next__") or hasattr(kind, "__anext__") or isinstance(value, (Awaitable, io.IOBase))
+    return hasattr(kind, "__next__") or hasattr(kind, "__anext__") or is_awaitable(value) or issubclass(kind, io.IOBase)
 
 
 def isolated(value: Any) -> Any:
     """A copy that shares nothing changeable with `value`.
 
     Raises:
-        CacheCodecError: the value cannot be copied.
+        CacheCodecError: the value cannot be copied, or what would be called its copy is no copy.
     """
+    kind = type(value)
     try:
-        return copy.deepcopy(value)
+        if kind.__module__.partition(".")[0] == "pandas":  # its deepcopy shares the objects in its cells
+            import pickle
+
+            return pickle.loads(pickle.dumps(value, 5))  # noqa: S301  our own bytes of a moment ago
+        copied = copy.deepcopy(value)
+        same_state = kind in (list, dict, set) or _state(copied) == _state(value)
     except Exception as error:  # __deepcopy__, __reduce__ and state are user code
-        raise CacheCodecError(f"{type(value).__qualname__} cannot be copied: {error}") from error
+        raise CacheCodecError(f"{kind.__qualname__} cannot be copied ({type(error).__name__})") from error
+    if copied is value and not is_immutable(value) and _state(value):
+        raise CacheCodecError(f"{kind.__qualname__} has attributes and cannot be copied: it hands out itself")
+    if not same_state:
+        raise CacheCodecError(f"{kind.__qualname__} loses attributes when it is copied")
+    return copied
+
+
+def _state(value: object) -> frozenset[str]:
+    """The names of the instance's attributes; a class over one written in C may forget them when it copies."""
+    found = object.__getstate__(value)
+    sets = found if isinstance(found, tuple) else (found,)
+    return frozenset(name for names in sets if isinstance(names, dict) for name in names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from codomyrmex_cache._encoders import encode
@@ -58,7 +59,8 @@ def make_keyer(function: Callable[..., Any], shape: Shape, keying: Keying) -> Ke
     if keying.key is not None:
         return _Keyed(function, shape, keying.key, **identity)
     transforms, volatile = _transforms(function, shape, keying.ignored)
-    return Keyer(function, shape.names, transforms=transforms, volatile=volatile, **identity)
+    shaping = [function for function in (getattr(item, "function", None) for item in transforms.values()) if function]
+    return Keyer(function, shape.names, transforms=transforms, volatile=volatile, shaping=shaping, **identity)
 
 
 class _Keyed(Keyer):
@@ -67,7 +69,7 @@ class _Keyed(Keyer):
     def __init__(self, function: Any, shape: Shape, key: Callable[..., object], **identity: Any) -> None:
         source = f"def {RESERVED}function({RESERVED}bound): return {RESERVED}target({shape.unpacked})"
         ask = compile_function(source, "key", {f"{RESERVED}target": key})
-        super().__init__(function, ("key",), transforms={"key": ask}, **identity)
+        super().__init__(function, ("key",), transforms={"key": ask}, shaping=[key], **identity)
 
     def key(self, bound: Sequence[object]) -> Key:
         return super().key((bound,))
@@ -82,8 +84,13 @@ def _transforms(function: Any, shape: Shape, ignored: tuple[str, ...]) -> tuple[
     if _has_annotated(function):
         from codomyrmex_cache.markers import transforms_of
 
-        marked, volatile = transforms_of(function)
-        transforms = {name: transform for name, transform in marked.items() if name in shape.names}
+        transforms, volatile = transforms_of(function)
+        lost = [name for name in transforms if name not in shape.names]
+        if lost:
+            raise CacheConfigurationError(
+                f"{getattr(function, '__qualname__', function)!r}: the marker of parameter {lost[0]!r} (FileContent, By, ...) "
+                f"cannot count, because the calls reach it as {', '.join(map(repr, shape.names))}; decorate the function itself"
+            )
     unknown = [name for name in ignored if name not in shape.names]
     if unknown and shape.keywords is None:
         raise CacheConfigurationError(
@@ -107,8 +114,12 @@ class _Without:
 
 def _has_annotated(function: Any) -> bool:
     """Whether any annotation could carry a marker; resolving type hints is dear and most functions have none."""
+    while isinstance(function, partial):
+        function = function.func
+    if not hasattr(function, "__annotations__"):
+        function = getattr(type(function), "__call__", function)  # noqa: B004
     annotations = getattr(function, "__annotations__", None) or {}
-    return any(isinstance(hint, str) or hasattr(hint, "__metadata__") for hint in annotations.values())
+    return any(not isinstance(hint, type) for hint in annotations.values())
 
 
 def _extra_parts(function: Any, keying: Keying) -> list[Part]:

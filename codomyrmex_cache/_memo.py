@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from inspect import isawaitable, iscoroutine, iscoroutinefunction, unwrap
+from inspect import iscoroutine, iscoroutinefunction, unwrap
 from typing import Any
 
 from codomyrmex_cache import _verbs as verbs
@@ -14,6 +14,7 @@ from codomyrmex_cache._entry import MISSING, Entry, Missing
 from codomyrmex_cache._explain import Explanation, explain
 from codomyrmex_cache._flow import Answer, AwaitableResult, Request, call, read
 from codomyrmex_cache._front import Front
+from codomyrmex_cache._isolation import is_awaitable, is_immutable
 from codomyrmex_cache._keying import Keying, make_keyer
 from codomyrmex_cache._policy import Ttl
 from codomyrmex_cache._signature import RESERVED, compile_function, shape_of
@@ -50,8 +51,7 @@ class Memo:
         self.front = Front(self.shape, enabled=self.keyer.depends_on_arguments_only)
         self._ttl = ttl
         self._copy = copy
-        self._awaits = self.is_async
-        self._undecided = not self.is_async and iscoroutinefunction(unwrap(function))
+        self._hinted = not self.is_async and iscoroutinefunction(unwrap(function))
         target: dict[str, object] = {f"{RESERVED}target": function}
         self._call = compile_function(
             f"def {RESERVED}function({RESERVED}bound): return {RESERVED}target({self.shape.unpacked})", "call", target
@@ -65,31 +65,26 @@ class Memo:
     # -- calls
 
     def cold(self, bound: tuple[Any, ...]) -> Any:
-        """Answer a call that the front could not; of a function that returns awaitables, an awaitable."""
-        if self._awaits:
-            return self.acold(bound)
+        """Answer a call that the front could not; if the function gives an awaitable for it, so does this."""
         invoke: Callable[[], Any] = partial(self._call, bound)
-        if self._undecided:
-            # A wrapper around a coroutine function.  Calling it tells whether it hands the coroutine on or runs it itself;
-            # if it hands it on, nothing has run yet.
-            result = invoke()
-            self._undecided = False
-            self._awaits = isawaitable(result)
-            invoke = _constant(result)
         try:
             key = self.keyer.key(bound)
         except UnkeyableError as error:
             return self._uncached(error, invoke)
-        if self._awaits:
-            return self._adopt(key, bound, invoke())
+        if self._hinted:
+            # A wrapper around a coroutine function.  Calling it tells whether it hands the coroutine on or runs it itself;
+            # if it hands it on, nothing has run yet, and a loop need not wait for the store meanwhile.
+            result = invoke()
+            if is_awaitable(result):
+                return self._adopt(key, bound, result)
+            self._hinted = False
+            invoke = _constant(result)
         space = self.cache.space
         try:
             answer = run(space, call(space, self._request(key, invoke, bound)))
         except AwaitableResult as result:
-            self._awaits = True
             return self._adopt(key, bound, result.awaitable)
         if answer.entry is not None and answer.entry.awaited:
-            self._awaits = True
             return _ready(answer.entry.value)
         return self._finish(answer, bound, key)
 
@@ -100,7 +95,7 @@ class Memo:
         except UnkeyableError as error:
             return await self._uncached(error, partial(self._call, bound))
         space = self.cache.space
-        answer = await arun(space, call(space, self._request(key, partial(self._call, bound), bound)))
+        answer = await arun(space, call(space, self._request(key, partial(self._call, bound), bound, awaits=True)))
         return self._finish(answer, bound, key)
 
     async def _adopt(self, key: Key, bound: tuple[Any, ...], awaitable: Awaitable[Any]) -> Any:
@@ -114,16 +109,19 @@ class Memo:
 
         space = self.cache.space
         try:
-            answer = await arun(space, call(space, self._request(key, invoke, bound)))
+            answer = await arun(space, call(space, self._request(key, invoke, bound, awaits=True)))
         finally:
             if not taken and iscoroutine(awaitable):
                 awaitable.close()
         return self._finish(answer, bound, key)
 
-    def _request(self, key: Key, invoke: Callable[[], Any], bound: tuple[Any, ...]) -> Request:
-        unchanged = partial(self._is_still, key, bound) if self.keyer.volatile else None
+    def _request(self, key: Key, invoke: Callable[[], Any], bound: tuple[Any, ...], *, awaits: bool = False) -> Request:
+        """Between the making of a key and the start of its function an event loop may let others change the arguments."""
+        still = partial(self._is_still, key, bound)
+        unmoved = still if awaits and not all(map(is_immutable, bound)) else None
+        unchanged = still if self.keyer.volatile else None
         parts = partial(self._parts, bound)
-        return Request(key, invoke, self.counters, self._ttl, self._copy, self._awaits, parts, unchanged)
+        return Request(key, invoke, self.counters, self._ttl, self._copy, awaits, parts, unmoved, unchanged)
 
     def _parts(self, bound: tuple[Any, ...]) -> tuple[tuple[str, bytes], ...]:
         try:
@@ -132,13 +130,16 @@ class Memo:
             return ()
 
     def _is_still(self, key: Key, bound: tuple[Any, ...]) -> bool:
-        """A result of files that changed meanwhile belongs to neither content."""
-        return self.keyer.key(bound) == key
+        try:
+            return self.keyer.key(bound) == key
+        except UnkeyableError:
+            return False
 
     def _finish(self, answer: Answer, bound: tuple[Any, ...], key: Key) -> Any:
         if answer.entry is None:
-            return answer.value
-        if self._awaits is self.is_async:  # a plain wrapper that returns awaitables has no use for bare values
+            assert answer.error is not None
+            raise answer.error
+        if answer.entry.awaited is self.is_async:  # a plain wrapper that returns awaitables has no use for bare values
             self._promote(bound, key)
         return answer.entry.value
 
@@ -150,7 +151,7 @@ class Memo:
             return
         cell = cell_of(space.stored(key.text))
         entry = None if cell is None else cell.entry
-        if cell is not None and entry is not None and entry.digest == key.digest:
+        if cell is not None and entry is not None and entry.digest == key.digest and entry.awaited is self.is_async:
             self.front.fill(bound, cell, space.clock)
 
     def _uncached(self, error: UnkeyableError, invoke: Callable[[], Any]) -> Any:
@@ -205,17 +206,23 @@ class Memo:
 
     def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the function now and store its result; of a coroutine function, an awaitable of that."""
-        if self._awaits:
+        if self.is_async:
             return self.arefresh(*args, **kwargs)
         bound = self._bind(*args, **kwargs)
         request = self._request(self.keyer.key(bound), partial(self._call, bound), bound)
-        answer = run(self.cache.space, verbs.refresh(self.cache.space, request))
+        try:
+            answer = run(self.cache.space, verbs.refresh(self.cache.space, request))
+        except AwaitableResult as result:
+            return self._refresh(request._replace(invoke=_constant(result.awaitable), awaits=True), bound)
         return self._finish(answer, bound, request.key)
 
     async def arefresh(self, /, *args: Any, **kwargs: Any) -> Any:
         """`refresh` for event loops."""
         bound = self._bind(*args, **kwargs)
-        request = self._request(self.keyer.key(bound), partial(self._call, bound), bound)
+        request = self._request(self.keyer.key(bound), partial(self._call, bound), bound, awaits=True)
+        return await self._refresh(request, bound)
+
+    async def _refresh(self, request: Request, bound: tuple[Any, ...]) -> Any:
         answer = await arun(self.cache.space, verbs.refresh(self.cache.space, request))
         return self._finish(answer, bound, request.key)
 
@@ -227,7 +234,7 @@ class Memo:
     async def abypass(self, /, *args: Any, **kwargs: Any) -> Any:
         """`bypass` for event loops."""
         result = self.bypass(*args, **kwargs)
-        return await result if isawaitable(result) else result
+        return await result if is_awaitable(result) else result
 
     def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
         """Forget the result of this call, also one being computed; whether there was one."""
@@ -239,11 +246,11 @@ class Memo:
 
     def seed(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
         """Store `value` as the result of this call."""
-        run(self.cache.space, self._store(value, args, kwargs))
+        run(self.cache.space, self._store(value, args, kwargs, awaited=self.is_async or self._hinted))
 
     async def aseed(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
         """`seed` for event loops."""
-        await arun(self.cache.space, self._store(value, args, kwargs))
+        await arun(self.cache.space, self._store(value, args, kwargs, awaited=True))
 
     def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
         """Why this call would be a hit or a miss; nothing runs, nothing is counted."""
@@ -283,11 +290,11 @@ class Memo:
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return read(self.cache.space, self._key(args, kwargs), self.counters, copy=self._copy)
 
-    def _store(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _store(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, awaited: bool) -> Any:
         bound = self._bind(*args, **kwargs)
         return verbs.store(
             self.cache.space, self.keyer.key(bound), value, self.counters,
-            ttl=self._ttl, copy=self._copy, awaited=self._awaits, parts=self._parts(bound),
+            ttl=self._ttl, copy=self._copy, awaited=awaited, parts=self._parts(bound),
         )  # fmt: skip
 
     def _clear(self) -> Any:

@@ -21,14 +21,15 @@ from os import urandom
 from os.path import basename, splitext
 from pathlib import PurePath
 from struct import Struct
+from types import ModuleType
 from typing import Any
 from uuid import UUID
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from codomyrmex_cache._encoding import BUILT_IN, RESOLVE, RESOLVED, Encoder, encode_into, encode_plain
 from codomyrmex_cache.errors import UnkeyableError
 
-__all__ = ["SPECIAL", "describe", "module_name", "refuse", "register", "type_identity"]
+__all__ = ["INTERNAL", "SPECIAL", "describe", "leads_to", "module_name", "refuse", "register", "type_identity"]
 
 _length = Struct(">Q").pack
 
@@ -47,7 +48,7 @@ def register(kind: type, encoder: Callable[[Any], object]) -> None:
     >>> encode(Client("a")) == encode(Client("a"))
     True
     """
-    _registered[kind] = encoder
+    _registered.insert(0, (kind, encoder))
     RESOLVED.clear()
 
 
@@ -57,8 +58,8 @@ _BASES: tuple[type, ...] = (
 )  # fmt: skip
 """What classes may be built over; the more special first."""
 
-_registered: dict[type, Callable[[Any], object]] = {}
-_local_tokens: WeakKeyDictionary[type, bytes] = WeakKeyDictionary()
+_registered: list[tuple[type, Callable[[Any], object]]] = []
+_local_tokens: dict[int, tuple[ref[type], bytes]] = {}  # by identity: a metaclass may have its own idea of equality
 
 
 def main_module_name() -> str:
@@ -82,10 +83,15 @@ _HEAP_TYPE = 1 << 9
 def _importable(kind: type) -> bool:
     if not kind.__flags__ & _HEAP_TYPE:  # made in C, once: `function` and its like have no name in a module
         return True
-    found: object = sys.modules.get(kind.__module__)
-    for part in kind.__qualname__.split("."):
+    return leads_to(kind.__module__, kind.__qualname__, kind)
+
+
+def leads_to(module: str | None, name: str, value: object) -> bool:
+    """Whether this name in this module is this very object."""
+    found: object = sys.modules.get(str(module))
+    for part in name.split("."):
         found = getattr(found, part, None)
-    return found is kind
+    return found is value
 
 
 def type_identity(kind: type) -> tuple[object, ...]:
@@ -93,7 +99,10 @@ def type_identity(kind: type) -> tuple[object, ...]:
     identity = (module_name(kind.__module__), kind.__qualname__)
     if _importable(kind):
         return identity
-    return (*identity, _local_tokens.setdefault(kind, urandom(16)))
+    known, token = _local_tokens.setdefault(id(kind), (ref(kind), urandom(16)))
+    if known() is not kind:  # the identity of a class that is gone
+        known, token = _local_tokens[id(kind)] = (ref(kind), urandom(16))
+    return (*identity, token)
 
 
 def _items(tag: bytes, values: list[object], out: bytearray, depth: int) -> None:
@@ -116,8 +125,9 @@ def _object(tag: bytes, parts: Callable[[Any], object]) -> Encoder:
 
 def _encoder_of(kind: type) -> Encoder:
     for base in kind.__mro__:
-        if base in _registered:
-            return _object(b"R", _registered[base])
+        registered = next((encoder for known, encoder in _registered if known is base), None)
+        if registered is not None:
+            return _object(b"R", registered)
         if "__cache_key__" in vars(base):
             return _object(b"K", lambda value: value.__cache_key__())
     if issubclass(kind, type):
@@ -134,18 +144,60 @@ def _encoder_of(kind: type) -> Encoder:
     for base in _BASES:
         if issubclass(kind, base):
             return _subclass(base)
-    if is_dataclass(kind):
-        return _object(b"A", object.__getstate__)
-    return _object(b"O", _reduced)
+    if is_dataclass(kind) and not any(_is_native(base) for base in kind.__mro__[:-1]):
+        return _object(b"A", _attributes)
+    return _object(b"O", _reduced if _reduces_itself(kind) else lambda value: (_reduced(value), _attributes(value)))
+
+
+def _is_native(kind: type) -> bool:
+    return not kind.__flags__ & _HEAP_TYPE
+
+
+def _reduces_itself(kind: type) -> bool:
+    """Whether what says how to reduce it was written for this very class; else it may not know what a subclass added."""
+    for base in kind.__mro__[:-1]:
+        if {"__reduce_ex__", "__reduce__", "__getstate__"} & set(vars(base)):
+            return base is kind
+    return True
+
+
+def _attributes(value: object) -> object:
+    """All instance attributes, whatever the class makes of them."""
+    state = object.__getstate__(value)
+    return _without_volatile(state)
+
+
+def _without_volatile(state: object) -> object:
+    if isinstance(state, dict):
+        return {name: item for name, item in state.items() if name not in _VOLATILE}
+    return state
 
 
 def _special(kind: type) -> Encoder | None:
     """The rule for a class, or a base of it, that is known by its module and name."""
     for base in kind.__mro__:
-        found = SPECIAL.get((base.__module__.partition(".")[0], base.__name__))
+        package = base.__module__.partition(".")[0]
+        found = SPECIAL.get((package, base.__name__))
         if found is not None:
-            return found
+            return found if kind.__module__.partition(".")[0] == package else _with_attributes(found)
     return None
+
+
+def _with_attributes(rule: Encoder) -> Encoder:
+    """For a class that somebody else made over the one with the rule."""
+
+    def encoder(value: object, out: bytearray, depth: int) -> None:
+        rule(value, out, depth)
+        attributes = _attributes(value)
+        sets = attributes if isinstance(attributes, tuple) else (attributes,)  # of slots and of the instance's dict
+        own = [{name: item for name, item in found.items() if name not in INTERNAL} for found in sets if found]
+        encode_into(own, out, depth + 1)
+
+    return encoder
+
+
+INTERNAL = frozenset({"_df", "_s", "_mgr", "_item_cache", "_attrs", "_flags", "_is_copy", "_name", "_index", "_cache", "_ip"})
+"""Attributes of frames and addresses that the rules tell by other means."""
 
 
 SPECIAL: dict[tuple[str, str], Encoder] = {}
@@ -173,8 +225,10 @@ def _enum(value: Enum, out: bytearray, depth: int) -> None:
 def _subclass(base: type) -> Encoder:
     """A class over a built-in: what the built-in holds, and whatever its state adds."""
     content = _CONTENT.get(base) or BUILT_IN[base]
-    state = object.__getstate__ if issubclass(base, (set, frozenset)) else _reduced
-    if issubclass(base, dict):
+    state: Callable[[Any], object] = _reduced
+    if issubclass(base, (set, frozenset)):
+        state = _attributes
+    elif issubclass(base, dict):
         state = _reduced_without_items
 
     def encoder(value: object, out: bytearray, depth: int) -> None:
@@ -182,6 +236,7 @@ def _subclass(base: type) -> Encoder:
         out += encode_plain(type_identity(type(value)), depth)
         content(value, out, depth + 1)
         encode_into(state(value), out, depth + 1)
+        encode_into(_attributes(value), out, depth + 1)
 
     return encoder
 
@@ -229,13 +284,26 @@ def _reduction(value: Any) -> tuple[object, object, object, Iterable[object] | N
     try:
         reduced = reducer(value) if reducer else value.__reduce_ex__(4)
     except Exception as error:
-        raise UnkeyableError(f"{describe(value)} has no state to take a key from ({error})") from error
-    if isinstance(reduced, str):  # the name of a global, of the module that the object says
-        return (module_name(getattr(value, "__module__", None)), reduced), None, None, None, None
+        raise UnkeyableError(f"{describe(value)} has no state to take a key from ({type(error).__name__})") from error
+    if isinstance(reduced, str):  # the name of a global
+        module = getattr(value, "__module__", None) or type(value).__module__
+        if not leads_to(module, reduced, value):
+            raise UnkeyableError(f"{describe(value)} says it is {module}.{reduced}, which is something else")
+        return (module_name(module), reduced), None, None, None, None
     rebuild, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
-    if isinstance(state, dict):
-        state = {name: item for name, item in state.items() if name not in _VOLATILE}
-    return (module_name(rebuild.__module__), rebuild.__qualname__), arguments, state, items, pairs
+    return _named(rebuild), arguments, _without_volatile(state), items, pairs
+
+
+def _named(rebuild: Any) -> object:
+    """A callable that its name leads to, by its name; any other as what it is."""
+    module, name = getattr(rebuild, "__module__", None), getattr(rebuild, "__qualname__", None)
+    owner = getattr(rebuild, "__self__", None)
+    if name and (owner is None or isinstance(owner, (type, ModuleType))):
+        if isinstance(owner, type):
+            return (type_identity(owner), name)
+        if module is None or leads_to(module, name, rebuild):
+            return (module_name(module), name)
+    return rebuild
 
 
 _VOLATILE = frozenset({"_attrs_cached_hash", "__orig_class__"})

@@ -45,6 +45,7 @@ def file_secret(root: Path) -> bytes:
     make_private_folder(folder)
     draft = folder / f"{path.name}.{os.urandom(8).hex()}"
     with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+        os.fchmod(file.fileno(), 0o600)
         file.write(os.urandom(_SIZE))
     try:
         os.link(draft, path)

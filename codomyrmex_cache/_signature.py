@@ -98,7 +98,9 @@ def _true_signature(function: Callable[..., object]) -> inspect.Signature | None
         unbound = _true_signature(function.__func__)
         return None if unbound is None else _without_first(unbound)
     if isinstance(function, partial):
-        return inspect.signature(function) if isinstance(function.func, FunctionType) else None
+        inner = function.func
+        plain = isinstance(inner, FunctionType) and not {"__wrapped__", "__signature__"} & set(inner.__dict__)
+        return inspect.signature(function) if plain else None
     if isinstance(function, FunctionType) and "__signature__" not in function.__dict__:
         return inspect.signature(function, follow_wrapped=False)
     return None

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from codomyrmex_cache._entry import Entry
-from codomyrmex_cache._flight import Flight, Landed
-from codomyrmex_cache._flow import Answer, Call, Flow, Now, Parts, Request, load, pack, read, usable, write
+from codomyrmex_cache._flight import Abandoned, Landed
+from codomyrmex_cache._flow import Answer, Call, Flow, KeyMoved, Now, Parts, Request, compute, load, pack, read, usable, write
 from codomyrmex_cache._policy import Ttl, lifetime, new_entry
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.keys import Key
@@ -44,9 +44,13 @@ def store(
 
 def refresh(space: Space, request: Request) -> Flow[Answer]:
     """Run the function now and store what it gives; loads under way before this are not stored any more."""
-    space.flights.fence_key(space.stored(request.key.text))
+    stored = space.stored(request.key.text)
+    space.flights.fence_key(stored)
     request.counters.add("bypasses")
-    outcome = yield from load(space, request, Flight(b""))
+    with space.flights.apart(stored) as flight:
+        outcome = yield from load(space, request, flight)
+    if isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved):
+        return (yield from compute(request))
     return Answer(outcome.entry) if isinstance(outcome, Landed) else Answer(None, outcome.error)
 
 

@@ -178,7 +178,7 @@ def _secrets(name: str, options: Options) -> list[bytes]:
         return []
     try:
         return [file_secret(Path(options.directory or "."))]
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:  # no such folder can be, or a secret cut short by a power failure
         logger.warning(
             "namespace %r: no secret can be kept in the state folder (%s); entries will not outlive this process. "
             "Set CODOMYRMEX_CACHE_SECRET to share them.",

@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from inspect import iscoroutine
 from threading import Lock
 from typing import Any, TypeVar, overload
 
 from codomyrmex_cache import _verbs as verbs
 from codomyrmex_cache._drive import arun, run
 from codomyrmex_cache._entry import Entry
-from codomyrmex_cache._flow import Request, call, read
+from codomyrmex_cache._flow import AwaitableResult, Request, call, read
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache._policy import Ttl, validated_ttl
 from codomyrmex_cache._space import Space
@@ -113,8 +114,12 @@ class Cache:
         not stored.
         """
         request = Request(direct_key(key), loader, self._direct, validated_ttl(ttl))
-        answer = run(self.space, call(self.space, request))
-        value: T = answer.value
+        try:
+            value: T = run(self.space, call(self.space, request)).result()
+        except AwaitableResult as found:
+            if iscoroutine(found.awaitable):
+                found.awaitable.close()
+            raise CacheConfigurationError(f"the loader of {key!r} gave an awaitable: use aget_or_load") from None
         return value
 
     @overload
@@ -125,7 +130,7 @@ class Cache:
         """`get_or_load` for event loops; `loader` may be a coroutine function."""
         request = Request(direct_key(key), loader, self._direct, validated_ttl(ttl), awaits=True)
         answer = await arun(self.space, call(self.space, request))
-        return answer.value
+        return answer.result()
 
     def entry(self, key: str) -> Entry | None:
         """The value with its times (wall-clock seconds since 1970 unless a clock was injected), or `None`."""

@@ -238,7 +238,9 @@ def _decorate(function: Any, cache: Cache, ttl: Ttl, copy: bool, keying: Keying)
     _check_decorable(function)
     memo = Memo(function, cache, ttl=ttl, copy=copy, keying=keying)
     wrapper = _wrap(memo, copy=copy)
-    return CachedMethod(wrapper) if _is_in_class_body(function) else wrapper
+    if not _is_in_class_body(function):
+        return wrapper
+    return CachedMethod(wrapper, by_class=function.__name__ in _IMPLICIT_CLASS_METHODS)
 
 
 def _check_decorable(function: Any) -> None:
@@ -256,6 +258,9 @@ def _check_decorable(function: Any) -> None:
 def _is_in_class_body(function: Any) -> bool:
     scope, _, _ = getattr(function, "__qualname__", "").rpartition(".")
     return isinstance(function, FunctionType) and bool(scope) and not scope.endswith("<locals>")
+
+
+_IMPLICIT_CLASS_METHODS = ("__class_getitem__", "__init_subclass__")
 
 
 def _wrap(memo: Memo, *, copy: bool) -> FunctionType:
@@ -290,13 +295,21 @@ class CachedMethod(staticmethod):  # type: ignore[type-arg]
         self._by_class = by_class
 
     def __get__(self, instance: Any, owner: type | None = None, /) -> Any:
-        receiver = (owner or type(instance)) if self._by_class else instance
+        receiver = instance
+        if self._by_class:
+            receiver = type(instance) if owner is None else owner
         return self.__func__ if receiver is None else BoundCached(self.__func__, receiver)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.__func__, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__isabstractmethod__":  # `abstractmethod` marks what it is given; a staticmethod shows its function's mark
+            setattr(self.__func__, name, value)
+        else:
+            super().__setattr__(name, value)
 
 
 class BoundCached(functools.partial):  # type: ignore[type-arg]

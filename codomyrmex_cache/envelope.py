@@ -92,6 +92,8 @@ class Seal:
         Raises:
             EnvelopeError: they are not an entry of this key, version and secret.
         """
+        if type(sealed) is not bytes:
+            raise EnvelopeError("foreign", "not bytes")
         head, mac, body = sealed[: _HEAD.size], sealed[_HEAD.size :][:_MAC_SIZE], sealed[_HEAD.size + _MAC_SIZE :]
         if len(mac) < _MAC_SIZE or not head.startswith(_MAGIC):
             raise EnvelopeError("foreign", "not an entry of this package")

@@ -52,7 +52,7 @@ def direct_key(key: object) -> Key:
     """
     if not isinstance(key, str):
         raise CacheKeyError(f"{key!r} is not a key: the keys of a cache are str (any str), got {type(key).__qualname__}")
-    return Key(str(key), b"")
+    return Key(str.__str__(key), b"")  # of a str enum its value, not its name
 
 
 class Keyer:
@@ -65,6 +65,7 @@ class Keyer:
         version: any encodable value, in place of the function's own code; another version is another key.
         transforms: parameter name to what replaces its value in the key; `None` leaves the parameter out.
         parts: what else a call depends on (scope, dependencies, deep code).
+        shaping: functions of the user's that make parts of the key; their code counts, whatever the version.
         volatile: whether a key may change between two looks at the same arguments (files).
     """
 
@@ -77,6 +78,7 @@ class Keyer:
         version: object = None,
         transforms: dict[str, Transform | None] | None = None,
         parts: Sequence[Part] = (),
+        shaping: Sequence[Callable[..., object]] = (),
         volatile: bool = False,
     ) -> None:
         self.name = name or function_name(function)
@@ -89,7 +91,9 @@ class Keyer:
         self._names = [name_ for _, name_ in kept]
         self._transforms = {name_: transform for name_, transform in transforms.items() if transform is not None}
         self._indices = None if len(kept) == len(names) else [index for index, _ in kept]
-        self._parts = [*_call_time_parts(function), *parts]
+        self._shaping = shaping
+        made_by = [part for shaper in shaping for part in _call_time_parts(shaper)]
+        self._parts = [*_call_time_parts(function), *made_by, *parts]
         self._head: bytes | None = None
         self._head_parts: tuple[tuple[str, bytes], ...] = ()
         self._memo = None if self._parts or self._transforms else _Memo()
@@ -142,7 +146,10 @@ class Keyer:
         head = self._head or self._make_head()
         assert head
         encodings = self._encodings(self._kept(bound))
-        return (*self._head_parts, *((name, xxh3_64_digest(encoded)) for name, encoded in encodings))
+        own = [*self._head_parts, *((name, xxh3_64_digest(encoded)) for name, encoded in encodings)]
+        parameters = len(own) - len(self._names)
+        labels = [f"{name}=" if place < parameters and name in self._names else name for place, (name, _) in enumerate(own)]
+        return tuple((label, digest) for label, (_, digest) in zip(labels, own, strict=True))
 
     def _kept(self, bound: Sequence[object]) -> Sequence[object]:
         return bound if self._indices is None else tuple([bound[index] for index in self._indices])
@@ -150,7 +157,8 @@ class Keyer:
     def _make_head(self) -> bytes:
         """What is the same for all calls; made at the first, since reading code costs some 0.1 ms a function."""
         identity = encode((FORMAT, self.name, self._names))
-        code = encode(_own_code(self._function) if self._version is None else ())
+        own = _own_code(self._function) if self._version is None else ()
+        code = encode((own, [_own_code(shaper) for shaper in self._shaping]))
         version = encode(self._version)
         parts = (("function", identity), ("version", version), ("code", code))
         self._head_parts = tuple((label, xxh3_64_digest(part)) for label, part in parts)
@@ -277,7 +285,7 @@ def _encoded(name: str, encoding: Callable[[], bytes]) -> bytes:
     try:
         return encoding()
     except Exception as error:
-        reason = error.reason if isinstance(error, UnkeyableError) else f"{type(error).__name__}: {error}"
+        reason = error.reason if isinstance(error, UnkeyableError) else f"its encoding raised {type(error).__name__}"
         raise UnkeyableError(reason, name) from error
 
 

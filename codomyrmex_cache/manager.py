@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, overload
 
@@ -140,9 +139,16 @@ class CacheManager:
 _REPORT = "{:<24} {:<12} {:>9} {:>9} {:>8} {:>9} {:>9}"
 
 
-@cache
+_default_lock = Lock()
+_defaults: list[CacheManager] = []
+
+
 def _default_manager() -> CacheManager:
-    return CacheManager()
+    if not _defaults:
+        with _default_lock:
+            if not _defaults:
+                _defaults.append(CacheManager())
+    return _defaults[0]
 
 
 def get_cache(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, get_args, get_type_hints
+from functools import partial
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from codomyrmex_cache._files import file_digest, tree_digest
 from codomyrmex_cache._versions import Env, File, Package
@@ -55,6 +57,7 @@ class Tree:
 
 
 Transform = Callable[[Any], object]
+_MARKERS = (Ignore, By, FileContent, Tree)
 _FILE_MARKERS = (FileContent, Tree)
 
 
@@ -62,22 +65,61 @@ def transforms_of(function: Any) -> tuple[dict[str, Transform | None], bool]:
     """Parameter name to what replaces its value in the key (`None`: nothing does), and whether files are read for it.
 
     Raises:
-        CacheConfigurationError: an annotation that names a marker cannot be evaluated.
+        CacheConfigurationError: an annotation that names a marker cannot be evaluated, or a marker cannot count there.
     """
     found: dict[str, Transform | None] = {}
     volatile = False
     for name, hint in _hints(function).items():
-        for marker in get_args(hint)[1:] if hasattr(hint, "__metadata__") else ():
-            instance = marker() if marker in (Ignore, FileContent) else marker
-            volatile = volatile or isinstance(instance, _FILE_MARKERS)
-            if isinstance(instance, Ignore):
-                found[name] = None
-            elif isinstance(instance, (By, *_FILE_MARKERS)):
-                found[name] = instance
+        markers = _markers_of(hint, name)
+        if len(markers) > 1:
+            raise CacheConfigurationError(f"parameter {name!r}: more than one marker ({', '.join(map(_shown, markers))})")
+        for marker in markers:
+            found[name] = None if isinstance(marker, Ignore) else marker
+            volatile = volatile or isinstance(marker, _FILE_MARKERS)
     return found, volatile
 
 
+def _markers_of(hint: Any, name: str) -> list[Any]:
+    """Our markers on the hint itself, or on the members of a union such as `Annotated[Path, FileContent] | None`."""
+    if hasattr(hint, "__metadata__"):
+        _refuse_inside(hint.__origin__, name)
+        return [_instance(item, name) for item in hint.__metadata__ if _is_marker(item)]
+    if get_origin(hint) in (Union, UnionType):
+        return [marker for member in get_args(hint) for marker in _markers_of(member, name)]
+    _refuse_inside(hint, name)
+    return []
+
+
+def _refuse_inside(hint: Any, name: str) -> None:
+    """A marker inside a container would be overlooked, and a file's content with it."""
+    for part in get_args(hint):
+        inside = [item for item in getattr(part, "__metadata__", ()) if _is_marker(item)]
+        if inside:
+            raise CacheConfigurationError(
+                f"parameter {name!r}: {_shown(inside[0])} inside {hint!r} cannot count; use Annotated[..., By(function)]"
+            )
+        _refuse_inside(part, name)
+
+
+def _is_marker(item: Any) -> bool:
+    return isinstance(item, _MARKERS) or any(item is marker for marker in _MARKERS)
+
+
+def _instance(item: Any, name: str) -> Any:
+    if item is By:
+        raise CacheConfigurationError(f"parameter {name!r}: By needs a function: By(lambda value: ...)")
+    return item() if isinstance(item, type) else item
+
+
+def _shown(marker: Any) -> str:
+    return (marker if isinstance(marker, type) else type(marker)).__name__
+
+
 def _hints(function: Any) -> dict[str, Any]:
+    while isinstance(function, partial):
+        function = function.func
+    if not hasattr(function, "__annotations__"):
+        function = getattr(type(function), "__call__", function)  # noqa: B004
     annotations = dict(getattr(function, "__annotations__", None) or {})
     annotations.pop("return", None)
     try:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from codomyrmex_cache import InMemoryBackend
-from codomyrmex_cache._flight import Abandoned, Landed
+from codomyrmex_cache._flight import Abandoned, Flight, Landed
 from codomyrmex_cache._flow import Answer, Call, Lead, Load, Now, Request, Wait, call
 from codomyrmex_cache._payload import ObjectPayloads
 from codomyrmex_cache._space import Space
@@ -93,8 +93,8 @@ def test_two_callers_one_load(space: Space) -> None:
     follower.until(Wait)
     leader.step(gives=["value"])
     one, other = leader.finish(), follower.finish()
-    assert (one.value, other.value) == (["value"], ["value"])
-    assert one.value is not other.value
+    assert (one.result(), other.result()) == (["value"], ["value"])
+    assert one.result() is not other.result()
     stats = counters.snapshot()
     assert (stats.misses, stats.coalesced, stats.loads, stats.calls) == (1, 1, 1, 2)
 
@@ -107,7 +107,7 @@ def test_a_caller_between_anothers_look_and_its_flight_finds_the_stored_value(sp
     early.step(gives=1)
     early.finish()
     late.resume(found)
-    assert late.finish().value == 1
+    assert late.finish().result() == 1
     assert counters.snapshot().loads == 1
     assert counters.snapshot().hits == 1
 
@@ -134,7 +134,7 @@ def test_a_cancelled_leader_leaves_the_key_to_the_next(space: Space) -> None:
         leader.throw(KeyboardInterrupt())
     follower.until(Load)
     follower.step(gives=2)
-    assert follower.finish().value == 2
+    assert follower.finish().result() == 2
 
 
 @pytest.mark.parametrize("verb", ["delete", "set"])
@@ -146,18 +146,18 @@ def test_an_invalidation_during_the_load_wins(space: Space, verb: str) -> None:
     Stepper(space, change).finish()
     after = _caller(space, Counters())
     leader.step(gives="old")
-    assert (leader.finish().value, follower.finish().value) == ("old", "old")
+    assert (leader.finish().result(), follower.finish().result()) == ("old", "old")
     if verb == "set":
-        assert after.finish().value == "explicit"
+        assert after.finish().result() == "explicit"
     else:
         after.until(Load)  # does not get what was computed before the invalidation
         after.step(gives="new")
-        assert after.finish().value == "new"
+        assert after.finish().result() == "new"
 
 
 def test_a_flight_ends_once(space: Space) -> None:
-    flight, leads = space.flights.join(b"k")
-    assert leads
+    flight = space.flights.join(Flight(b"k"))
+    assert space.flights.join(Flight(b"k")) is flight
     space.flights.end(flight, Abandoned(RuntimeError()))
     space.flights.end(flight, Landed(None, None))  # type: ignore[arg-type]
     assert isinstance(flight.future.result(), Abandoned)
@@ -171,4 +171,4 @@ def test_an_unstorable_result_is_not_shared_either(space: Space) -> None:
     leader.finish()
     follower.until(Load)
     follower.step(gives=iter([2]))
-    assert list(follower.finish().value) == [2]
+    assert list(follower.finish().result()) == [2]

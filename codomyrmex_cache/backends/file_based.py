@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -21,6 +22,9 @@ T = TypeVar("T")
 
 _BUSY_SECONDS = 5.0
 """How long a writer waits for another process's transaction before the write counts as failed."""
+
+_WRITERS = 4
+"""Threads for writes from event loops; SQLite lets one write at a time anyway."""
 
 _SWEEP_EVERY = 256
 """Writes of one process between two deletions of expired rows."""
@@ -55,10 +59,11 @@ class FileBasedBackend:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
         self._file = self.directory / "entries.sqlite3"
-        self._idle: deque[sqlite3.Connection] = deque()
+        self._idle: deque[tuple[tuple[int, int] | None, sqlite3.Connection]] = deque()
         self._process = os.getpid()
-        self._inherited: list[sqlite3.Connection] = []
+        self._inherited: list[object] = []
         self._writes = 0
+        self._writers: tuple[int, ThreadPoolExecutor] | None = None
 
     def get(self, key: bytes) -> Entry | None:
         with self._connection() as connection:
@@ -106,7 +111,7 @@ class FileBasedBackend:
 
     def close(self) -> None:
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop()[1].close()
 
     # A point read costs 13 us in the event loop and 130 us through a thread, so reads run inline and writes do not.
 
@@ -114,16 +119,22 @@ class FileBasedBackend:
         return self.get(key)
 
     async def aset(self, key: bytes, entry: Entry) -> None:
-        await asyncio.to_thread(self.set, key, entry)
+        await self._off_loop(self.set, key, entry)
 
     async def ahas(self, key: bytes) -> bool:
         return self.has(key)
 
     async def adelete(self, key: bytes) -> bool:
-        return await asyncio.to_thread(self.delete, key)
+        return await self._off_loop(self.delete, key)
 
     async def ascan(self, prefix: bytes) -> list[tuple[bytes, float | None]]:
-        return await asyncio.to_thread(self.scan, prefix)
+        return await self._off_loop(self.scan, prefix)
+
+    async def _off_loop(self, verb: Callable[..., T], *arguments: object) -> T:
+        """In threads of our own: the loop's may all be waiting for this very write."""
+        if self._writers is None or self._writers[0] != os.getpid():
+            self._writers = (os.getpid(), ThreadPoolExecutor(_WRITERS, thread_name_prefix="codomyrmex_cache"))
+        return await asyncio.get_running_loop().run_in_executor(self._writers[1], verb, *arguments)
 
     async def aclose(self) -> None:
         self.close()
@@ -136,16 +147,30 @@ class FileBasedBackend:
             self._inherited.extend(self._idle)
             self._idle = deque()
             self._process = os.getpid()
-        try:
-            connection = self._idle.pop()
-        except IndexError:
+        file = self._identity()
+        connection = None
+        while connection is None and self._idle:
+            opened, connection = self._idle.pop()
+            if opened != file:  # the folder was removed, perhaps made anew: this one is on a file that has no name
+                connection.close()
+                connection = None
+        if connection is None:
             connection = _retry_while_locked(self._connect)
+            file = self._identity()
         try:
             yield connection
         except BaseException:
             connection.close()
             raise
-        self._idle.append(connection)
+        self._idle.append((file, connection))
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Device and inode of the database file, `None` if there is none."""
+        try:
+            found = os.stat(self._file)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -174,7 +199,9 @@ class FileBasedBackend:
         make_private_folder(self.directory)
         tag_as_cache(self.directory)
         # the database file is made here because SQLite would use the umask; its -wal and -shm files copy this mode
-        os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
+        descriptor = os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600)
+        os.fchmod(descriptor, 0o600)
+        os.close(descriptor)
 
 
 _SCAN = "SELECT key, expires_at FROM entries WHERE key >= ? AND key < ?"

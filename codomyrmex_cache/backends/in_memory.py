@@ -97,12 +97,13 @@ class InMemoryBackend:
         with self._lock:
             old = self._cells.get(key)
             self._cells[key] = Cell(entry)
-            if old is not None:
-                old.kill()
             self._writes += 1
-            if self._writes % _SWEEP_EVERY == 0:
-                self._sweep(entry.created)
+            expired = self._sweep(entry.created) if self._writes % _SWEEP_EVERY == 0 else []
             evicted = self._evict()
+        # outside the lock, since dropping a value may run a `__del__` that comes back here
+        for cell in (old, *expired, *evicted.values()):
+            if cell is not None:
+                cell.kill()
         for listener in self._listeners:
             for gone in evicted:
                 listener(gone)
@@ -112,7 +113,11 @@ class InMemoryBackend:
 
     def delete(self, key: bytes) -> bool:
         with self._lock:
-            return self._drop(key)
+            cell = self._cells.pop(key, None)
+        if cell is None:
+            return False
+        cell.kill()
+        return True
 
     def scan(self, prefix: bytes) -> list[tuple[bytes, float | None]]:
         with self._lock:
@@ -122,9 +127,9 @@ class InMemoryBackend:
 
     def clear(self, prefix: bytes) -> int:
         with self._lock:
-            gone = [key for key in self._cells if key.startswith(prefix)]
-            for key in gone:
-                self._drop(key)
+            gone = [self._cells.pop(key) for key in list(self._cells) if key.startswith(prefix)]
+        for cell in gone:
+            cell.kill()
         return len(gone)
 
     def count(self, prefix: bytes) -> int:
@@ -141,27 +146,21 @@ class InMemoryBackend:
         """A fork may have copied the lock while another thread held it."""
         self._lock = Lock()
 
-    def _drop(self, key: bytes) -> bool:
-        cell = self._cells.pop(key, None)
-        if cell is None:
-            return False
-        cell.kill()
-        return True
-
-    def _sweep(self, now: float) -> None:
+    def _sweep(self, now: float) -> list[Cell]:
+        expired = []
         for key, cell in list(self._cells.items()):
             entry = cell.entry
             if entry is not None and entry.expires_at is not None and entry.expires_at <= now:
-                self._drop(key)
+                expired.append(self._cells.pop(key))
+        return expired
 
-    def _evict(self) -> list[bytes]:
-        evicted = []
+    def _evict(self) -> dict[bytes, Cell]:
+        evicted: dict[bytes, Cell] = {}
         while self.max_entries is not None and len(self._cells) > self.max_entries:
             key, cell = next(iter(self._cells.items()))
             if cell.visited:
                 cell.visited = False
                 self._cells.move_to_end(key)
             else:
-                self._drop(key)
-                evicted.append(key)
+                evicted[key] = self._cells.pop(key)
         return evicted
