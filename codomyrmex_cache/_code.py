@@ -10,14 +10,13 @@ import dis
 from types import CodeType
 from typing import Any
 
-__all__ = ["code_parts", "loaded_names", "rebound_names"]
+__all__ = ["code_parts", "imported_modules", "loaded_names", "rebound_names"]
 
 
 def code_parts(code: CodeType) -> tuple[object, ...]:
     """The code in encodable form."""
     arguments = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)
     return (
-        code.co_name,
         (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags),
         code.co_varnames[:arguments],
         [_instruction(item) for item in dis.get_instructions(code)],
@@ -28,7 +27,7 @@ def code_parts(code: CodeType) -> tuple[object, ...]:
 def _instruction(item: dis.Instruction) -> object:
     value = item.argval
     if isinstance(value, CodeType):
-        return (item.opname, code_parts(value))
+        return (item.opname, value.co_name, code_parts(value))
     if item.opname in ("COMPARE_OP", "BINARY_OP", "CONTAINS_OP", "IS_OP", "CALL_INTRINSIC_1", "CALL_INTRINSIC_2"):
         return (item.opname, item.arg)
     return (item.opname, value)
@@ -53,16 +52,35 @@ def loaded_names(code: CodeType) -> set[tuple[str, ...]]:
     found: set[tuple[str, ...]] = set()
     path: tuple[str, ...] = ()
     for item in dis.get_instructions(code):
+        if item.opname == "EXTENDED_ARG":
+            continue
         if path and item.opname in _ATTRIBUTE:
             path = (*path, _name(item.argval))
             continue
         if path:
             found.add(path)
         path = (_name(item.argval),) if item.opname in _GLOBAL else ()
+    if path:
+        found.add(path)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             found |= loaded_names(constant)
     return found
+
+
+def imported_modules(code: CodeType) -> set[str]:
+    """The modules that the code imports when it runs, by absolute name."""
+    found: set[str] = set()
+    names: set[str] = set()
+    module = ""
+    for item in dis.get_instructions(code):
+        if item.opname == "IMPORT_NAME":
+            module = str(item.argval)
+            found.add(module)
+        elif item.opname == "IMPORT_FROM":
+            names.add(f"{module}.{item.argval}")
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return found.union(names, *(imported_modules(constant) for constant in inner))
 
 
 def _name(value: Any) -> str:

@@ -181,6 +181,14 @@ def _polars_series(series: Any) -> object:
     name = (series.name, str(series.dtype))
     if str(series.dtype) in _NUMPY_NUMBERS and series.null_count() == 0:
         return (name, series.to_numpy())
+    text = str(series.dtype)
+    if text.startswith("Struct"):
+        fields = [_polars_series(series.struct.field(field)) for field in series.struct.fields]
+        return (name, series.is_null().to_list(), fields)
+    if "Categorical" in text:  # its physical form is the order in which this process met the categories
+        if "'ns'" in text:
+            raise UnkeyableError("a polars column with both categories and nanoseconds has no exact encoding")
+        return (name, series.to_list())
     return (name, series.to_list(), series.to_physical().to_list())
 
 

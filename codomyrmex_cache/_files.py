@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_ISDIR, S_ISREG
 
 from codomyrmex_cache.errors import UnkeyableError
 
@@ -29,6 +30,11 @@ def file_digest(path: str | os.PathLike[str]) -> bytes:
         UnkeyableError: it is a directory, or cannot be read; the function itself will meet the same file and say why.
     """
     try:
+        mode = os.stat(path).st_mode  # before opening: a pipe would wait for its writer
+        if S_ISDIR(mode):
+            raise UnkeyableError(f"{os.fspath(path)!r} is a directory: mark the parameter with Tree(glob)")
+        if not S_ISREG(mode):
+            raise UnkeyableError(f"{os.fspath(path)!r} is not a regular file")
         with open(path, "rb") as file:
             before = os.fstat(file.fileno())
             identity = (os.fspath(path), *_identity(before))
@@ -38,8 +44,6 @@ def file_digest(path: str | os.PathLike[str]) -> bytes:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
             unchanged = _identity(os.fstat(file.fileno())) == _identity(before)
-    except IsADirectoryError as error:
-        raise UnkeyableError(f"{os.fspath(path)!r} is a directory: mark the parameter with Tree(glob)") from error
     except (OSError, ValueError, TypeError) as error:
         raise UnkeyableError(f"the file cannot be read ({error})") from error
     if unchanged and not _is_recent(before):
@@ -59,10 +63,20 @@ def tree_digest(root: str | os.PathLike[str], glob: str) -> list[tuple[str, byte
     try:
         if not S_ISDIR(folder.stat().st_mode):
             raise UnkeyableError(f"{os.fspath(root)!r} is not a directory: mark the parameter with FileContent")
-        files = sorted(path for path in folder.glob(glob) if path.is_file())
+        files = sorted(path for path in _selected(folder, glob) if path.is_file())
     except (OSError, ValueError, TypeError) as error:
         raise UnkeyableError(f"the directory cannot be read ({error})") from error
-    return [(path.relative_to(folder).as_posix(), file_digest(path)) for path in files]
+    return [(path.relative_to(folder).as_posix(), file_digest(path)) for path in dict.fromkeys(files)]
+
+
+def _selected(folder: Path, glob: str) -> Iterator[Path]:
+    """What the glob selects; a folder that it selects stands for all that is in it."""
+    for path in folder.glob(glob):
+        yield path
+        if path.is_dir():
+            for parent, folders, names in os.walk(path, followlinks=False):
+                folders.sort()
+                yield from (Path(parent, name) for name in names)
 
 
 def _identity(stat: os.stat_result) -> tuple[int, ...]:

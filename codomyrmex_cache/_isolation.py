@@ -39,7 +39,7 @@ def is_immutable(value: object, depth: int = 0) -> bool:
     (True, False, False)
     """
     kind = type(value)
-    if kind in _ATOMS or isinstance(value, Enum):
+    if kind in _ATOMS or issubclass(kind, (Enum, type)):
         return True
     if (kind is tuple or kind is frozenset) and depth < _MAX_DEPTH:
         return all(is_immutable(item, depth + 1) for item in value)  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from typing import Any
 
 from codomyrmex_cache._encoders import encode
 from codomyrmex_cache._signature import RESERVED, Shape, compile_function
-from codomyrmex_cache.errors import CacheConfigurationError
+from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 from codomyrmex_cache.keys import Key, Keyer, Part, Transform
 
 __all__ = ["Keying", "Scope", "make_keyer"]
@@ -39,6 +39,10 @@ class Keying:
             raise CacheConfigurationError("key= decides alone what counts: leave out ignore=")
         if self.scope is not None and not (callable(self.scope) or isinstance(self.scope, ContextVar)):
             raise CacheConfigurationError(f"scope={self.scope!r}: give a function without arguments or a ContextVar")
+        try:
+            encode(self.version)
+        except UnkeyableError as error:
+            raise CacheConfigurationError(f"version={type(self.version).__qualname__}: {error.reason}") from error
         if isinstance(self.depends, (str, bytes)) or not isinstance(self.depends, Sequence):
             raise CacheConfigurationError(f"depends={self.depends!r}: give a list")
 
@@ -59,6 +63,7 @@ def make_keyer(function: Callable[..., Any], shape: Shape, keying: Keying) -> Ke
     if keying.key is not None:
         return _Keyed(function, shape, keying.key, **identity)
     transforms, volatile = _transforms(function, shape, keying.ignored)
+    volatile = volatile or any(type(declared).__name__ == "File" for declared in keying.depends)
     shaping = [function for function in (getattr(item, "function", None) for item in transforms.values()) if function]
     return Keyer(function, shape.names, transforms=transforms, volatile=volatile, shaping=shaping, **identity)
 

@@ -62,9 +62,9 @@ _registered: list[tuple[type, Callable[[Any], object]]] = []
 _local_tokens: dict[int, tuple[ref[type], bytes]] = {}  # by identity: a metaclass may have its own idea of equality
 
 
-def main_module_name() -> str:
-    """The name under which `__main__` would be imported: its spec's, else its file's stem."""
-    main = sys.modules["__main__"]
+def main_module_name(name: str = "__main__") -> str:
+    """The name under which the main module would be imported: its spec's, else its file's stem."""
+    main = sys.modules.get(name) or sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None:
         return str(spec.name)
@@ -74,7 +74,7 @@ def main_module_name() -> str:
 
 def module_name(name: str | None) -> str:
     """The module's name with `__main__` resolved."""
-    return main_module_name() if name == "__main__" else str(name)
+    return main_module_name(name) if name in ("__main__", "__mp_main__") else str(name)  # the latter in spawned children
 
 
 _HEAP_TYPE = 1 << 9
@@ -169,7 +169,7 @@ def _attributes(value: object) -> object:
 
 def _without_volatile(state: object) -> object:
     if isinstance(state, dict):
-        return {name: item for name, item in state.items() if name not in _VOLATILE}
+        return {name: item for name, item in state.items() if name not in _VOLATILE} or None
     return state
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
-from functools import cache, partial
+from collections.abc import Callable
+from functools import cache, cached_property, partial
+from importlib import import_module
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
-from codomyrmex_cache._code import code_parts, loaded_names
+from codomyrmex_cache._code import code_parts, imported_modules, loaded_names
 from codomyrmex_cache._encoders import encode
 from codomyrmex_cache._files import file_digest, tree_digest
 from codomyrmex_cache._objects import module_name
@@ -40,6 +41,8 @@ class File:
         path = Path(self.glob)
         if path.is_file():
             return (self.glob, file_digest(path))
+        if path.is_dir():
+            return (self.glob, tree_digest(path, "**/*"))
         anchor = Path(path.anchor) if path.is_absolute() else Path()
         relative = str(path.relative_to(path.anchor)) if path.is_absolute() else self.glob
         return (self.glob, tree_digest(anchor, relative))
@@ -82,31 +85,23 @@ def dependency(declared: Any) -> Callable[[], bytes]:
 class Code:
     """The code of a function and of the project code it reaches, as one part of a key.
 
-    The walk is done once.  At each call the names it went through are looked up again: if one leads to another object, or a
-    container it holds has changed, the walk is repeated.
+    The walk is done once.  At each call what it went through is looked up again: if a name leads to another object, or a
+    container has changed, the walk is repeated.
     """
 
     def __init__(self, root: Any) -> None:
         self._root = root
         self._encoded: bytes | None = None
         self._watched: list[tuple[Callable[[], object], object]] = []
-        self._containers: list[object] = []
 
     def part(self) -> bytes:
-        """The encoding of everything reached, now.
-
-        Raises:
-            UnkeyableError: a constant that the code reads has no exact encoding.
-        """
-        if self._encoded is None or self._moved():
+        """The encoding of everything reached, now."""
+        if self._encoded is None or any(_attempt(look) is not seen for look, seen in self._watched):
             walk = _Walk()
-            walk.visit(self._root, self._root)
-            self._watched, self._containers = walk.watched, walk.containers
+            walk.visit("", self._root, root=True)
+            self._watched = walk.watched
             self._encoded = encode(walk.parts)
-        return encode((self._encoded, self._containers))
-
-    def _moved(self) -> bool:
-        return any(_attempt(look) is not seen for look, seen in self._watched)
+        return self._encoded
 
 
 _ABSENT = object()
@@ -120,118 +115,185 @@ def _attempt(look: Callable[[], object]) -> object:
 
 
 class _Walk:
-    """One pass over what a function reaches."""
+    """One pass over what a function reaches.  Each thing is written down under the name that led to it."""
 
     def __init__(self) -> None:
         self.parts: list[object] = []
         self.watched: list[tuple[Callable[[], object], object]] = []
-        self.containers: list[object] = []
-        self._seen: dict[int, object] = {}  # by identity, and kept alive, so that no identity is used twice
+        self._seen: dict[int, tuple[int, object]] = {}  # by identity; kept alive, so that no identity is used twice
 
-    def visit(self, value: Any, root: object = None) -> None:
-        """Take in one object that project code refers to."""
-        if id(value) in self._seen:
+    def visit(self, label: str, value: Any, *, root: bool = False) -> None:
+        """Take in one object that project code refers to under this name."""
+        if value is None or isinstance(value, (str, bytes, int, float, complex)):
+            self._visit_value(label, value)
             return
-        self._seen[id(value)] = value
-        if isinstance(value, (staticmethod, classmethod, MethodType)):
-            self.visit(value.__func__)
+        number, _ = self._seen.get(id(value), (None, None))
+        if number is not None:
+            self.parts.append((label, "again", number))
+            return
+        self._seen[id(value)] = (len(self._seen), value)
+        if isinstance(value, (staticmethod, classmethod)):
+            self.visit(label, value.__func__)
+        elif isinstance(value, MethodType):
+            self.visit(f"{label}()", value.__func__)
+            self.visit(f"{label}.self", value.__self__)
         elif isinstance(value, property):
-            for accessor in (value.fget, value.fset, value.fdel):
-                self.visit(accessor)
+            for name in ("fget", "fset", "fdel"):
+                self.visit(f"{label}.{name}", getattr(value, name))
         elif isinstance(value, partial):
-            self.visit_all([value.func, value.args, value.keywords])
+            self.visit(label, (value.func, value.args, value.keywords))
+        elif isinstance(value, cached_property):
+            self.visit(label, value.func)
         elif isinstance(value, (FunctionType, type, ModuleType, BuiltinFunctionType)):
-            self._visit_code(value)
+            self._visit_code(label, value)
         elif isinstance(value, (dict, list, tuple, set, frozenset)):
-            self._visit_container(value)
-        elif value is root:  # a callable object: its state is in the key already
-            self.visit(type(value))
+            self._visit_container(label, value)
         else:
-            self._visit_value(value)
+            self._visit_object(label, value, by_value=not root)
 
-    def visit_all(self, values: Iterable[Any]) -> None:
-        """Take in several."""
-        for value in values:
-            self.visit(value)
-
-    def _visit_code(self, value: Any) -> None:
+    def _visit_code(self, label: str, value: Any) -> None:
         module = value.__name__ if isinstance(value, ModuleType) else value.__module__
         origin = _origin(str(module))
         name = (module_name(str(module)), getattr(value, "__qualname__", ""))
+        self.parts.append((label, name, origin))
+        owner = getattr(value, "__self__", None)
+        if isinstance(value, BuiltinFunctionType) and not isinstance(owner, (ModuleType, type, type(None))):
+            self.visit(f"{label}.self", owner)
         if origin != "project":
-            self.parts.append((name, origin))
-        elif isinstance(value, ModuleType):
-            self.parts.append(name)
-            self.visit_all(item for item in vars(value).values() if getattr(item, "__module__", None) == value.__name__)
+            return
+        if isinstance(value, ModuleType):
+            members = {key: item for key, item in vars(value).items() if not key.startswith("__")}
+            members = {key: item for key, item in members.items() if _belongs(item, value)}
+            self._visit_members(label, value, members)
         elif isinstance(value, type):
-            self.parts.append(name)
-            self.visit_all(value.__bases__)
-            self.visit_all(item for key, item in sorted(vars(value).items()) if key not in _CLASS_FURNITURE)
+            for place, base in enumerate(value.__bases__):
+                self.visit(f"{label}.base{place}", base)
+            members = {key: item for key, item in vars(value).items() if not _is_furniture(key)}
+            self._visit_members(label, value, members)
         elif isinstance(value, FunctionType):
-            self._visit_function(value, name)
+            self._visit_function(label, value)
 
-    def _visit_function(self, function: FunctionType, name: tuple[str, str]) -> None:
+    def _visit_members(self, label: str, owner: Any, members: dict[str, Any]) -> None:
+        for key, item in sorted(members.items()):
+            self.watched.append((partial(vars(owner).__getitem__, key), item))
+            self.visit(f"{label}.{key}", item)
+
+    def _visit_function(self, label: str, function: FunctionType) -> None:
         wrapped = function.__dict__.get("__wrapped__")
         if wrapped is not None:
-            self.visit(wrapped)
-        if str(function.__code__.co_filename) == "<codomyrmex_cache>":
+            self.visit(f"{label}.wrapped", wrapped)
+        registry = function.__dict__.get("registry")  # of functools.singledispatch
+        if isinstance(registry, MappingProxyType):
+            self.visit(f"{label}.registry", {describe_type(kind): item for kind, item in registry.items()})
+        if function.__code__.co_filename == "<codomyrmex_cache>":
             return  # our own wrapper says nothing that what it wraps does not
-        self.parts.append((name, code_parts(function.__code__)))
-        self.visit_all([function.__defaults__, function.__kwdefaults__])
-        for cell in function.__closure__ or ():
-            content = _attempt(lambda cell=cell: cell.cell_contents)  # type: ignore[misc]
+        self.parts.append((label, code_parts(function.__code__)))
+        self.watched.append((lambda: function.__code__, function.__code__))
+        self.visit(f"{label}.defaults", function.__defaults__)
+        self.visit(f"{label}.kwdefaults", function.__kwdefaults__)
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            look = partial(getattr, cell, "cell_contents")
+            content = _attempt(look)
             if content is not _ABSENT:
-                self.watched.append((lambda cell=cell: cell.cell_contents, content))  # type: ignore[misc]
-                self.visit(content)
+                self.watched.append((look, content))
+                self.visit(f"{label}.{name}", content)
         for path in sorted(loaded_names(function.__code__)):
             self._visit_path(function.__globals__, path)
+        for name in sorted(imported_modules(function.__code__)):
+            found = _imported(name)
+            if found is not None:
+                self.visit(name, found)
 
     def _visit_path(self, names: dict[str, Any], path: tuple[str, ...]) -> None:
-        """Follow `module.module.name` as far as it leads through modules, and take in what is there."""
-        if path[0] not in names:
-            return  # a builtin, which goes with Python's version
-        value = names[path[0]]
-        self.watched.append((partial(names.__getitem__, path[0]), value))
+        """Follow `module.module.name`, or `Class.name`, as far as it leads, and take in what is there."""
+        look: Callable[[], object] = partial(names.get, path[0], _ABSENT)
+        value = look()
+        self.watched.append((look, value))
+        if value is _ABSENT:
+            return  # a builtin, which goes with Python's version, until the module has a name like it
         for attribute in path[1:]:
             if not isinstance(value, ModuleType) or not hasattr(value, attribute):
                 break
-            owner, value = value, getattr(value, attribute)
-            self.watched.append((partial(getattr, owner, attribute), value))
-        self.visit(value)
+            look = partial(getattr, value, attribute)
+            value = look()
+            self.watched.append((look, value))
+        self.visit(".".join(path), value)
 
-    def _visit_container(self, container: Any) -> None:
-        items = _members(container)
-        if any(isinstance(item, (FunctionType, type, MethodType, partial, BuiltinFunctionType)) for item in items):
-            self.parts.append(sorted(map(str, container)) if isinstance(container, dict) else len(container))
-            self.watched.append((partial(_holds, container, items), True))
-        else:
-            self._visit_value(container)
-        self.visit_all(item for item in items if not isinstance(item, (str, bytes, int, float, type(None))))
+    def _visit_container(self, label: str, container: Any) -> None:
+        """Members in order, under their keys or places; those of a set in the order of their encodings."""
+        members = list(container.values() if isinstance(container, dict) else container)
+        keys = list(container) if isinstance(container, dict) else range(len(members))
+        if isinstance(container, (set, frozenset)):
+            members = sorted(members, key=lambda item: (str(type(item)), getattr(item, "__qualname__", ""), _short(item)))
+        self.parts.append((label, type(container).__name__, len(members)))
+        if not isinstance(container, (tuple, frozenset)):
+            self.watched.append((partial(_holds, container, list(keys), members), True))
+        for key, item in zip(keys, members, strict=True):
+            self.visit(f"{label}[{_short(key).hex() if not isinstance(key, int) else key}]", item)
 
-    def _visit_value(self, value: Any) -> None:
-        """A constant by value; mutable ones are encoded again at each call."""
+    def _visit_object(self, label: str, value: Any, *, by_value: bool) -> None:
+        """By class and state; where the state has no encoding (a client, a lock), by class."""
+        self.visit(f"{label}.class", type(value))
+        if by_value:
+            self._visit_value(label, value)
+
+    def _visit_value(self, label: str, value: Any) -> None:
         try:
-            encoded = encode(value)
-        except UnkeyableError:  # a client, a lock, a logger with handlers: by its class
-            self.visit(type(value))
+            self.parts.append((label, encode(value)))
+        except UnkeyableError:
+            self.parts.append((label, "by class"))
             return
-        if isinstance(value, (dict, list, set, bytearray)):
-            self.containers.append(value)
-        else:
-            self.parts.append(encoded)
+        if hasattr(value, "__dict__") and not isinstance(value, (FunctionType, type, ModuleType)):
+            before = encode(value)
+            self.watched.append((lambda: _attempt(lambda: encode(value)) == before, True))
 
 
-_CLASS_FURNITURE = frozenset({"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__"})
+def _is_furniture(key: str) -> bool:
+    """Whether a class attribute says where the class stands or is somebody's cache; of pydantic's, the fields count."""
+    return key in _CLASS_FURNITURE or (key.startswith("__pydantic_") and key != "__pydantic_fields__")
 
 
-def _members(container: Any) -> list[Any]:
-    return [*container.keys(), *container.values()] if isinstance(container, dict) else list(container)
+def _belongs(item: Any, module: ModuleType) -> bool:
+    """Whether a module's global is its own: what it defines, and its constants."""
+    return not isinstance(item, ModuleType) and getattr(item, "__module__", module.__name__) == module.__name__
 
 
-def _holds(container: Any, members: list[Any]) -> bool:
-    """Whether the container still has these very members."""
-    now = _members(container)
-    return len(now) == len(members) and all(one is other for one, other in zip(now, members, strict=True))
+def describe_type(kind: type) -> str:
+    """The full name of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _imported(name: str) -> object:
+    """What `import name`, or `from parent import name`, in a function's body will give it; it is imported now."""
+    parent, _, last = name.rpartition(".")
+    try:
+        return import_module(name)
+    except Exception:  # not a module, or one that the function will fail to import
+        return getattr(sys.modules.get(parent), last, None)
+
+
+_CLASS_FURNITURE = frozenset(
+    {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "__annotations__"}
+    | {"__static_attributes__", "__abstractmethods__", "_abc_impl", "__slotnames__", "__signature__", "__class_vars__"}
+)  # fmt: skip
+
+
+def _short(value: object) -> bytes:
+    """Something to order and name members by."""
+    try:
+        return encode(value)
+    except UnkeyableError:
+        return str(getattr(value, "__qualname__", type(value).__qualname__)).encode("utf-8", "surrogatepass")
+
+
+def _holds(container: Any, keys: list[Any], members: list[Any]) -> bool:
+    """Whether the container still has these very members under these keys."""
+    now = list(container.values() if isinstance(container, dict) else container)
+    if isinstance(container, (set, frozenset)):
+        return {id(item) for item in now} == {id(item) for item in members}
+    if len(now) != len(members) or (isinstance(container, dict) and list(container) != keys):
+        return False
+    return all(one is other for one, other in zip(now, members, strict=True))
 
 
 @cache

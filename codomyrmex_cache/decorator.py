@@ -233,6 +233,7 @@ def _decorate(function: Any, cache: Cache, ttl: Ttl, copy: bool, keying: Keying)
     if isinstance(function, staticmethod):
         return staticmethod(_decorate(function.__func__, cache, ttl, copy, keying))
     if isinstance(function, classmethod):
+        _check_decorable(function.__func__)
         memo = Memo(function.__func__, cache, ttl=ttl, copy=copy, keying=keying)
         return CachedMethod(_wrap(memo, copy=copy), by_class=True)
     _check_decorable(function)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import marshal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from os import urandom
@@ -158,7 +159,7 @@ class Keyer:
         """What is the same for all calls; made at the first, since reading code costs some 0.1 ms a function."""
         identity = encode((FORMAT, self.name, self._names))
         own = _own_code(self._function) if self._version is None else ()
-        code = encode((own, [_own_code(shaper) for shaper in self._shaping]))
+        code = encode((own, [(function_name(shaper), _own_code(shaper)) for shaper in self._shaping]))
         version = encode(self._version)
         parts = (("function", identity), ("version", version), ("code", code))
         self._head_parts = tuple((label, xxh3_64_digest(part)) for label, part in parts)
@@ -243,7 +244,8 @@ def function_name(function: Any) -> str:
     while isinstance(function, partial):
         function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{module_name(named.__module__)}.{named.__qualname__}"
+    module = getattr(named, "__module__", None) or getattr(getattr(named, "__objclass__", None), "__module__", None)
+    return f"{module_name(module)}.{named.__qualname__}"
 
 
 def _own_code(function: Any) -> list[object]:
@@ -253,10 +255,15 @@ def _own_code(function: Any) -> list[object]:
         if isinstance(function, partial):
             function = function.func
             continue
-        plain = getattr(function, "__func__", function)
-        code = getattr(plain, "__code__", None) or getattr(getattr(type(plain), "__call__", None), "__code__", None)  # noqa: B004
+        function = getattr(function, "__func__", function)
+        if isinstance(function, type):  # what a class makes is told by all it is made of
+            methods = [item for base in function.__mro__ for _, item in sorted(vars(base).items(), key=lambda pair: pair[0])]
+            return [*found, *(code_parts(item.__code__) for item in methods if isinstance(item, FunctionType))]
+        if not hasattr(function, "__code__"):
+            function = getattr(type(function), "__call__", function)  # noqa: B004
+        code = getattr(function, "__code__", None)
         found.append(None if code is None else code_parts(code))
-        function = getattr(plain, "__wrapped__", None)
+        function = getattr(function, "__wrapped__", None)
     return found
 
 
@@ -272,7 +279,7 @@ def _call_time_parts(function: Any) -> list[Part]:
         names = function.__code__.co_freevars
         rebound = rebound_names(function.__code__) if names else set()
         cells = zip(names, function.__closure__ or (), strict=True)
-        own = [(f"variable {name}", _Closure(name, cell, rebound=name in rebound).part) for name, cell in cells]
+        own = [(f"variable {name}", _Closure(name, cell, function, rebound=name in rebound).part) for name, cell in cells]
         wrapped = function.__dict__.get("__wrapped__")
         return own if wrapped is None else [*own, *_call_time_parts(wrapped)]
     if hasattr(function, "__qualname__"):
@@ -289,6 +296,17 @@ def _encoded(name: str, encoding: Callable[[], bytes]) -> bytes:
         raise UnkeyableError(reason, name) from error
 
 
+_MAX_NESTED = 20
+"""Functions that close over functions; a longer chain is taken by identity."""
+
+
+def _content(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
 class _Closure:
     """One closure cell: values that cannot change by value, everything else by identity in this process.
 
@@ -297,9 +315,10 @@ class _Closure:
     the object.
     """
 
-    def __init__(self, name: str, cell: CellType, *, rebound: bool) -> None:
+    def __init__(self, name: str, cell: CellType, owner: FunctionType, *, rebound: bool) -> None:
         self._name = name
         self._cell = cell
+        self._globals = owner.__globals__
         self._rebound = rebound
         self._held: dict[int, tuple[object, bytes]] = {}
 
@@ -309,12 +328,23 @@ class _Closure:
             value = self._cell.cell_contents
         except ValueError:  # not assigned yet
             return encode((self._name,))
-        if not self._rebound and is_immutable(value) and not getattr(value, "__closure__", None):
-            try:
-                return encode((self._name, value))
-            except UnkeyableError:
-                pass
+        if not self._rebound:
+            with suppress(UnkeyableError):
+                return encode((self._name, self._fixed(value, 0)))
         return encode((self._name, self._token(None if self._rebound else value)))
+
+    def _fixed(self, value: Any, depth: int) -> object:
+        """The value if it cannot change; a function of the same module by its code and what is fixed in its own closure."""
+        if isinstance(value, FunctionType) and value.__globals__ is self._globals and depth < _MAX_NESTED:
+            names = value.__code__.co_freevars
+            cells = list(zip(names, value.__closure__ or (), strict=True))
+            if rebound_names(value.__code__) or any(cell is self._cell for _, cell in cells):
+                raise UnkeyableError("a function with state of its own")
+            inner = [self._fixed(_content(cell), depth + 1) for _, cell in cells]
+            return (value.__qualname__, code_parts(value.__code__), value.__defaults__, value.__kwdefaults__, inner)
+        if not is_immutable(value) or getattr(value, "__closure__", None):
+            raise UnkeyableError("a value that can change")
+        return value
 
     def _token(self, value: object) -> bytes:
         """The same for all threads, so set once; an object that is held keeps its identity to itself."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from types import UnionType
@@ -39,7 +38,7 @@ class FileContent:
     """
 
     def __call__(self, value: Any) -> object:
-        return None if value is None else (os.fspath(value), file_digest(value))
+        return None if value is None else (value, file_digest(value))
 
 
 class Tree:
@@ -53,7 +52,7 @@ class Tree:
         self.glob = glob
 
     def __call__(self, value: Any) -> object:
-        return None if value is None else (os.fspath(value), tree_digest(value, self.glob))
+        return None if value is None else (value, self.glob, tree_digest(value, self.glob))
 
 
 Transform = Callable[[Any], object]
