@@ -69,16 +69,19 @@ def loaded_names(code: CodeType) -> set[tuple[str, ...]]:
 
 
 def imported_modules(code: CodeType) -> set[str]:
-    """The modules that the code imports when it runs, by absolute name."""
+    """The modules, and the names from modules, that the code imports when it runs; relative ones with their dots."""
     found: set[str] = set()
     names: set[str] = set()
-    module = ""
+    module, constants = "", [0, None]
     for item in dis.get_instructions(code):
-        if item.opname == "IMPORT_NAME":
-            module = str(item.argval)
+        if item.opname in ("LOAD_CONST", "LOAD_SMALL_INT"):
+            constants = [constants[-1], item.argval]
+        elif item.opname == "IMPORT_NAME":
+            level = constants[0] if isinstance(constants[0], int) else 0
+            module = "." * level + str(item.argval)
             found.add(module)
         elif item.opname == "IMPORT_FROM":
-            names.add(f"{module}.{item.argval}")
+            names.add(f"{module}{'' if module.endswith('.') else '.'}{item.argval}")
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
     return found.union(names, *(imported_modules(constant) for constant in inner))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from codomyrmex_cache._code import code_parts
 from codomyrmex_cache._encoding import Encoder, encode, encode_buffer, encode_into
-from codomyrmex_cache._objects import INTERNAL, SPECIAL, module_name, refuse, type_identity
+from codomyrmex_cache._objects import SPECIAL, module_name, refuse, type_identity
 from codomyrmex_cache.errors import UnkeyableError
 
 __all__ = ["encode"]
@@ -83,6 +83,12 @@ def _address(address: Any) -> object:
     return (int(address._ip), getattr(address, "scope_id", None), getattr(address, "network", None))
 
 
+def _pytz(zone: Any, out: bytearray, depth: int) -> None:
+    """By name and offset: its class is made anew in each process."""
+    out += b"@"
+    encode_into(("pytz", zone.__reduce__()[1]), out, depth + 1)
+
+
 def _zone_key(zone: Any) -> str:
     if zone.key is None:
         raise UnkeyableError("a ZoneInfo made from a file has no name")
@@ -116,7 +122,7 @@ def _ndarray(value: Any, out: bytearray, depth: int) -> None:
     name = dtype.name if dtype.kind in "VT" else ""  # types of other packages (bfloat16) share their `str`
     encode_into((dtype.str, name, value.shape), out, depth + 1)
     if dtype.names is not None:
-        encode_into([(name, value[name]) for name in dtype.names], out, depth + 1)
+        encode_into([(name, dtype.fields[name][2:], value[name]) for name in dtype.names], out, depth + 1)  # with titles
     elif dtype.hasobject:
         encode_into(value.ravel().tolist(), out, depth + 1)
     elif value.nbytes:
@@ -148,10 +154,15 @@ def _pandas_values(values: Any) -> object:
 
 def _pandas_index(index: Any) -> object:
     if hasattr(index, "levels"):
-        return (list(index.names), list(index.levels), [list(codes) for codes in index.codes])
-    if hasattr(index, "start"):
-        return (index.name, index.start, index.stop, index.step)
-    return (index.name, getattr(index, "freq", None), _pandas_values(index.array))
+        content: object = (list(index.names), list(index.levels), [list(codes) for codes in index.codes])
+    elif hasattr(index, "start"):
+        content = (index.name, index.start, index.stop, index.step)
+    else:
+        content = (index.name, getattr(index, "freq", None), _pandas_values(index.array))
+    return (
+        content,
+        {name: item for name, item in vars(index).items() if name[:1] != "_" and name not in index._accessors | {"sortorder"}},
+    )
 
 
 def _series(series: Any) -> object:
@@ -161,35 +172,52 @@ def _series(series: Any) -> object:
         _pandas_values(series.array),
         series.attrs,
         series.flags.allows_duplicate_labels,
-        _own_metadata(series),
+        _own_metadata(series, _SERIES),
     )
 
 
 def _frame(frame: Any) -> object:
     columns = [_pandas_values(frame.iloc[:, place].array) for place in range(frame.shape[1])]
-    return (frame.columns, frame.index, columns, frame.attrs, frame.flags.allows_duplicate_labels, _own_metadata(frame))
+    return (frame.columns, frame.index, columns, frame.attrs, frame.flags.allows_duplicate_labels, _own_metadata(frame, _FRAME))
 
 
-def _own_metadata(value: Any) -> dict[str, object]:
+def _own_metadata(value: Any, ours: frozenset[str]) -> dict[str, object]:
     """What subclasses (geopandas) declare as theirs, and what somebody set on the object."""
     declared = {name: getattr(value, name, None) for name in value._metadata}
-    return declared | {name: item for name, item in vars(value).items() if name not in INTERNAL}
+    return declared | _set_by_others(value, ours | value._accessors)  # older pandas keeps `series.str` in the object
+
+
+def _set_by_others(value: Any, ours: frozenset[str]) -> dict[str, object]:
+    return {name: item for name, item in vars(value).items() if name not in ours}
+
+
+_FRAME = frozenset({"_mgr", "_item_cache", "_attrs", "_flags", "_is_copy"})
+_SERIES = _FRAME | {"_name", "_index", "_cacher", "_cache"}
+_POLARS = frozenset({"_df", "_s"})
+"""Attributes in which frames keep what the rules tell by other means."""
 
 
 def _polars_series(series: Any) -> object:
-    """Numbers without gaps by their buffer; others by value and by their physical form, which keeps nanoseconds."""
-    name = (series.name, str(series.dtype))
-    if str(series.dtype) in _NUMPY_NUMBERS and series.null_count() == 0:
-        return (name, series.to_numpy())
-    text = str(series.dtype)
-    if text.startswith("Struct"):
-        fields = [_polars_series(series.struct.field(field)) for field in series.struct.fields]
-        return (name, series.is_null().to_list(), fields)
-    if "Categorical" in text:  # its physical form is the order in which this process met the categories
-        if "'ns'" in text:
-            raise UnkeyableError("a polars column with both categories and nanoseconds has no exact encoding")
-        return (name, series.to_list())
-    return (name, series.to_list(), series.to_physical().to_list())
+    return (series.name, str(series.dtype), _polars_content(series), _set_by_others(series, _POLARS))
+
+
+def _polars_content(series: Any) -> object:
+    """Numbers without gaps by their buffer; moments by their physical form, which keeps nanoseconds; others by value.
+
+    Nested ones part by part.  Categories never by their physical form: it is the order in which this process met them.
+    """
+    dtype = series.dtype
+    if str(dtype) in _NUMPY_NUMBERS and series.null_count() == 0:
+        return series.to_numpy()
+    if dtype.is_temporal():
+        return series.to_physical().to_list()
+    if not dtype.is_nested():
+        return series.to_list()
+    missing = series.is_null().to_list()
+    if hasattr(dtype, "fields"):
+        return (missing, [_polars_content(series.struct.field(name)) for name in series.struct.fields])
+    lengths = None if hasattr(dtype, "shape") else series.list.len().to_list()  # an array's is in its dtype
+    return (missing, lengths, _polars_content(series.explode()))
 
 
 _NUMPY_NUMBERS = frozenset(
@@ -198,7 +226,7 @@ _NUMPY_NUMBERS = frozenset(
 
 
 def _polars_frame(frame: Any) -> object:
-    return (frame.height, [_polars_series(series) for series in frame.get_columns()])
+    return (frame.height, [_polars_series(series) for series in frame.get_columns()], _set_by_others(frame, _POLARS))
 
 
 _RULES: dict[tuple[str, str], Encoder] = {
@@ -213,6 +241,7 @@ _RULES: dict[tuple[str, str], Encoder] = {
     ("ipaddress", "_BaseAddress"): _tagged(_address),
     ("ipaddress", "_BaseNetwork"): _tagged(lambda network: (network.network_address, network.prefixlen)),
     ("zoneinfo", "ZoneInfo"): _tagged(_zone_key),
+    ("pytz", "BaseTzInfo"): _pytz,
     ("numpy", "ndarray"): _ndarray,
     ("numpy", "generic"): _tagged(_numpy_scalar),
     ("pandas", "Index"): _tagged(_pandas_index),

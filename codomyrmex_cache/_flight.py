@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
-from threading import Lock
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, NamedTuple
 
 from codomyrmex_cache._entry import Entry
@@ -53,10 +53,11 @@ class Flight:
     `loop` and `task` are set when an event loop runs the load.  When the last of those who wait leaves, the task is cancelled.
     """
 
-    __slots__ = ("_lock", "_waiting", "fenced", "future", "key", "loop", "task")
+    __slots__ = ("_lock", "_waiting", "fenced", "future", "key", "loop", "task", "thread")
 
     def __init__(self, key: bytes) -> None:
         self.key = key
+        self.thread = get_ident()
         self.future: Future[Outcome] = Future()
         self.future.set_running_or_notify_cancel()  # from here on no waiter's cancellation reaches the others
         self.fenced = False
@@ -87,6 +88,11 @@ class Flight:
         return blocking and self.loop is not None and self.loop is _running_loop()
 
     @property
+    def is_orphan(self) -> bool:
+        """Whether this very thread led it and does no more: an interruption came before the flight could be ended."""
+        return self.loop is None and self.thread == get_ident() and self not in LEADING.get()
+
+    @property
     def dead(self) -> bool:
         """Whether its event loop stands still, so that it may never land."""
         return self.loop is not None and not self.loop.is_running() and not self.future.done()
@@ -109,7 +115,7 @@ class Flights:
         if self._process != os.getpid():  # forked: the parent's leaders do not exist here
             self._flights, self._process = {}, os.getpid()
         flight = self._flights.setdefault(own.key, own)
-        if flight.dead:
+        if flight.dead or (flight is not own and flight.is_orphan):
             self._flights[own.key] = flight = own
         flight.enter()
         return flight

@@ -181,6 +181,16 @@ def write(space: Space, key: Key, packed: Entry, counters: Counters) -> Flow[Non
 
 def call(space: Space, request: Request) -> Flow[Answer]:
     """Answer from the store, from a load under way, or by running the function."""
+    try:
+        return (yield from _answer(space, request))
+    except AwaitableResult:
+        raise
+    except BaseException:  # interrupted, cancelled, or a backend's error that was asked for: an outcome all the same
+        request.counters.add("misses")
+        raise
+
+
+def _answer(space: Space, request: Request) -> Flow[Answer]:
     counters = request.counters
     entry = yield from read(space, request.key, counters, copy=request.copy)
     if entry is not None:
@@ -201,8 +211,6 @@ def call(space: Space, request: Request) -> Flow[Answer]:
         except BaseException as error:  # an interruption or a cancellation, or a backend's error that was asked for
             if own.task is None:  # no task of its own goes on with it
                 space.flights.end(own, Abandoned(error))
-            if not isinstance(error, AwaitableResult):
-                counters.add("misses")
             raise
         if isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved):
             return (yield from compute(request))

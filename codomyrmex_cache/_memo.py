@@ -74,7 +74,11 @@ class Memo:
         if self._hinted:
             # A wrapper around a coroutine function.  Calling it tells whether it hands the coroutine on or runs it itself;
             # if it hands it on, nothing has run yet, and a loop need not wait for the store meanwhile.
-            result = invoke()
+            try:
+                result = invoke()
+            except BaseException:
+                self.counters.add("misses")
+                raise
             if is_awaitable(result):
                 return self._adopt(key, bound, result)
             self._hinted = False

@@ -29,7 +29,7 @@ from weakref import ref
 from codomyrmex_cache._encoding import BUILT_IN, RESOLVE, RESOLVED, Encoder, encode_into, encode_plain
 from codomyrmex_cache.errors import UnkeyableError
 
-__all__ = ["INTERNAL", "SPECIAL", "describe", "leads_to", "module_name", "refuse", "register", "type_identity"]
+__all__ = ["SPECIAL", "describe", "leads_to", "module_name", "refuse", "register", "type_identity"]
 
 _length = Struct(">Q").pack
 
@@ -144,20 +144,21 @@ def _encoder_of(kind: type) -> Encoder:
     for base in _BASES:
         if issubclass(kind, base):
             return _subclass(base)
-    if is_dataclass(kind) and not any(_is_native(base) for base in kind.__mro__[:-1]):
+    if is_dataclass(kind) and not any(_is_native(base) for base in kind.__mro__[:-1]):  # its attributes are all it has
         return _object(b"A", _attributes)
     return _object(b"O", _reduced if _reduces_itself(kind) else lambda value: (_reduced(value), _attributes(value)))
 
 
 def _is_native(kind: type) -> bool:
-    return not kind.__flags__ & _HEAP_TYPE
+    """Whether it may hold more than attributes: made in C, which from 3.12 on shows only in a reduction of its own."""
+    return not kind.__flags__ & _HEAP_TYPE or "__reduce__" in vars(kind) or "__reduce_ex__" in vars(kind)
 
 
 def _reduces_itself(kind: type) -> bool:
     """Whether what says how to reduce it was written for this very class; else it may not know what a subclass added."""
     for base in kind.__mro__[:-1]:
         if {"__reduce_ex__", "__reduce__", "__getstate__"} & set(vars(base)):
-            return base is kind
+            return base is kind and not hasattr(kind, "__attrs_attrs__")  # attrs leaves out what other bases hold
     return True
 
 
@@ -170,6 +171,8 @@ def _attributes(value: object) -> object:
 def _without_volatile(state: object) -> object:
     if isinstance(state, dict):
         return {name: item for name, item in state.items() if name not in _VOLATILE} or None
+    if isinstance(state, tuple):  # of the dict and of the slots
+        return tuple(map(_without_volatile, state))
     return state
 
 
@@ -179,7 +182,8 @@ def _special(kind: type) -> Encoder | None:
         package = base.__module__.partition(".")[0]
         found = SPECIAL.get((package, base.__name__))
         if found is not None:
-            return found if kind.__module__.partition(".")[0] == package else _with_attributes(found)
+            known = kind.__module__.partition(".")[0] == package or package in _OPEN
+            return found if known else _with_attributes(found)
     return None
 
 
@@ -188,16 +192,13 @@ def _with_attributes(rule: Encoder) -> Encoder:
 
     def encoder(value: object, out: bytearray, depth: int) -> None:
         rule(value, out, depth)
-        attributes = _attributes(value)
-        sets = attributes if isinstance(attributes, tuple) else (attributes,)  # of slots and of the instance's dict
-        own = [{name: item for name, item in found.items() if name not in INTERNAL} for found in sets if found]
-        encode_into(own, out, depth + 1)
+        encode_into(_attributes(value), out, depth + 1)
 
     return encoder
 
 
-INTERNAL = frozenset({"_df", "_s", "_mgr", "_item_cache", "_attrs", "_flags", "_is_copy", "_name", "_index", "_cache", "_ip"})
-"""Attributes of frames and addresses that the rules tell by other means."""
+_OPEN = frozenset({"pandas", "polars"})
+"""Packages whose own objects take any attribute; their rules look for them."""
 
 
 SPECIAL: dict[tuple[str, str], Encoder] = {}
@@ -251,7 +252,7 @@ def _as_plain(base: Callable[[Any], Any]) -> Encoder:
 
 
 def _ordered_pairs(value: Any, out: bytearray, depth: int) -> None:
-    _items(b"o", list(value.items()), out, depth)
+    _items(b"o", list(OrderedDict.items(value)), out, depth)
 
 
 _CONTENT: dict[type, Encoder] = {
@@ -290,8 +291,9 @@ def _reduction(value: Any) -> tuple[object, object, object, Iterable[object] | N
         if not leads_to(module, reduced, value):
             raise UnkeyableError(f"{describe(value)} says it is {module}.{reduced}, which is something else")
         return (module_name(module), reduced), None, None, None, None
-    rebuild, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
-    return _named(rebuild), arguments, _without_volatile(state), items, pairs
+    rebuild, arguments, state, items, pairs, set_state = (*reduced, None, None, None, None)[:6]
+    named = _named(rebuild) if set_state is None else (_named(rebuild), set_state)
+    return named, arguments, _without_volatile(state), items, pairs
 
 
 def _named(rebuild: Any) -> object:
@@ -306,7 +308,7 @@ def _named(rebuild: Any) -> object:
     return rebuild
 
 
-_VOLATILE = frozenset({"_attrs_cached_hash", "__orig_class__"})
+_VOLATILE = frozenset({"_attrs_cached_hash"})
 """Attributes that say nothing about the value: a hash kept by attrs, the subscript a generic class was made through."""
 
 

@@ -5,7 +5,8 @@ for project code so on recursively.  Functions and classes count by their code, 
 used whole by their functions and classes, installed packages by their version, the standard library by Python's.
 
 What cannot be seen: names built at run time (`getattr(module, name)`, `globals()[name]`, `importlib`), what a method call
-reaches through an object's attributes, code in C, and data read from outside (declare it with `depends=`).
+reaches through an object's attributes, the options of pydantic's validators (their code is seen), code in C, and data
+read from outside (declare it with `depends=`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable
 from functools import cache, cached_property, partial
 from importlib import import_module
+from importlib.util import resolve_name
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
@@ -22,6 +24,7 @@ from typing import Any
 from codomyrmex_cache._code import code_parts, imported_modules, loaded_names
 from codomyrmex_cache._encoders import encode
 from codomyrmex_cache._files import file_digest, tree_digest
+from codomyrmex_cache._isolation import is_immutable
 from codomyrmex_cache._objects import module_name
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 
@@ -114,6 +117,10 @@ def _attempt(look: Callable[[], object]) -> object:
         return _ABSENT
 
 
+_PLAIN = frozenset({type(None), bool, str, bytes, int, float, complex})
+_CONTAINERS = frozenset({dict, list, tuple, set, frozenset})
+
+
 class _Walk:
     """One pass over what a function reaches.  Each thing is written down under the name that led to it."""
 
@@ -124,7 +131,7 @@ class _Walk:
 
     def visit(self, label: str, value: Any, *, root: bool = False) -> None:
         """Take in one object that project code refers to under this name."""
-        if value is None or isinstance(value, (str, bytes, int, float, complex)):
+        if type(value) in _PLAIN:
             self._visit_value(label, value)
             return
         number, _ = self._seen.get(id(value), (None, None))
@@ -147,6 +154,8 @@ class _Walk:
         elif isinstance(value, (FunctionType, type, ModuleType, BuiltinFunctionType)):
             self._visit_code(label, value)
         elif isinstance(value, (dict, list, tuple, set, frozenset)):
+            if type(value) not in _CONTAINERS:
+                self._visit_object(label, value, by_value=True)
             self._visit_container(label, value)
         else:
             self._visit_object(label, value, by_value=not root)
@@ -200,7 +209,7 @@ class _Walk:
         for path in sorted(loaded_names(function.__code__)):
             self._visit_path(function.__globals__, path)
         for name in sorted(imported_modules(function.__code__)):
-            found = _imported(name)
+            found = _imported(name, function.__globals__.get("__package__"))
             if found is not None:
                 self.visit(name, found)
 
@@ -243,7 +252,7 @@ class _Walk:
         except UnkeyableError:
             self.parts.append((label, "by class"))
             return
-        if hasattr(value, "__dict__") and not isinstance(value, (FunctionType, type, ModuleType)):
+        if not is_immutable(value):
             before = encode(value)
             self.watched.append((lambda: _attempt(lambda: encode(value)) == before, True))
 
@@ -255,7 +264,9 @@ def _is_furniture(key: str) -> bool:
 
 def _belongs(item: Any, module: ModuleType) -> bool:
     """Whether a module's global is its own: what it defines, and its constants."""
-    return not isinstance(item, ModuleType) and getattr(item, "__module__", module.__name__) == module.__name__
+    if isinstance(item, (FunctionType, type)):
+        return item.__module__ == module.__name__
+    return not isinstance(item, ModuleType)
 
 
 def describe_type(kind: type) -> str:
@@ -263,8 +274,12 @@ def describe_type(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _imported(name: str) -> object:
+def _imported(name: str, package: str | None) -> object:
     """What `import name`, or `from parent import name`, in a function's body will give it; it is imported now."""
+    try:
+        name = resolve_name(name, package)
+    except ImportError:
+        return None
     parent, _, last = name.rpartition(".")
     try:
         return import_module(name)
@@ -273,7 +288,7 @@ def _imported(name: str) -> object:
 
 
 _CLASS_FURNITURE = frozenset(
-    {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "__annotations__"}
+    {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__"}
     | {"__static_attributes__", "__abstractmethods__", "_abc_impl", "__slotnames__", "__signature__", "__class_vars__"}
 )  # fmt: skip
 

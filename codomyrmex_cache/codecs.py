@@ -10,6 +10,7 @@ no user data can look like one.
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from collections.abc import Callable, Iterable
@@ -65,9 +66,37 @@ def loads(codec: int, payload: bytes, *, allow_pickle: bool) -> Any:
         raise CacheCodecError(f"pickle does not load ({type(error).__name__})") from error
 
 
+class _Careful(pickle.Pickler):
+    """Refuses objects that would come back without their attributes: subclasses of classes written in C that reduce
+    themselves (Decimal, date, ...) know nothing of what a subclass adds."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind.__module__ != "builtins" and _forgets(kind) and object.__getstate__(obj):
+            reduced = obj.__reduce_ex__(5)
+            if isinstance(reduced, tuple) and (len(reduced) < 3 or reduced[2] is None):
+                raise CacheCodecError(f"{kind.__qualname__} loses its attributes when it is pickled")
+        return NotImplemented
+
+
+def _forgets(kind: type) -> bool:
+    """Whether a class made in Python leaves its reduction to a base written in C."""
+    for base in kind.__mro__[:-1]:
+        if "__reduce_ex__" in vars(base) or "__reduce__" in vars(base):
+            return base is not kind and not base.__flags__ & _HEAP_TYPE
+    return False
+
+
+_HEAP_TYPE = 1 << 9
+
+
 def _pickled(value: object) -> bytes:
     try:
-        return pickle.dumps(value, protocol=5)
+        out = io.BytesIO()
+        _Careful(out, protocol=5).dump(value)
+        return out.getvalue()
+    except CacheCodecError:
+        raise
     except Exception as first:  # local classes and lambdas: cloudpickle writes them by value
         try:
             import cloudpickle  # type: ignore[import-untyped]

@@ -196,7 +196,10 @@ class _Memo:
 
     def look(self, values: Sequence[object]) -> tuple[bytes | None, Sequence[object]]:
         """The fingerprint, `None` if there is none; and, if it is new, the values it was taken from."""
-        if not self._TYPES.issuperset(map(type, values)):
+        try:
+            if not self._TYPES.issuperset(map(type, values)):
+                return None, values
+        except TypeError:  # a metaclass may make a type unhashable
             return None, values
         texts: list[tuple[int, str]] = []
         for value in values:

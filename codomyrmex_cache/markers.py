@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from functools import partial
-from types import UnionType
+from types import FrameType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from codomyrmex_cache._files import file_digest, tree_digest
@@ -130,14 +132,19 @@ def _hints(function: Any) -> dict[str, Any]:
 def _evaluated(function: Any, name: str, annotation: Any) -> Any:
     if not isinstance(annotation, str):
         return annotation
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    try:
-        enclosing = {variable: cell.cell_contents for variable, cell in cells}
-        return eval(annotation, function.__globals__, enclosing)  # noqa: S307  the source of the user's own function
-    except Exception as error:
-        if any(marker in annotation for marker in ("Ignore", "By(", "FileContent", "Tree(")):
-            raise CacheConfigurationError(
-                f"parameter {name!r}: the annotation {annotation!r} names a marker but cannot be evaluated ({error}); "
-                f"make its names importable at run time"
-            ) from error
-        return None
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:  # the decorator runs in the function's or class's body whose names the annotation may use
+        try:
+            return eval(annotation, function.__globals__, dict(frame.f_locals))  # noqa: S307  the user's own source
+        except Exception as error:
+            failure = error
+        frame = frame.f_back
+    if _MARKER_NAMES.search(annotation):
+        raise CacheConfigurationError(
+            f"parameter {name!r}: the annotation {annotation!r} names a marker but cannot be evaluated ({failure}); "
+            f"make its names importable at run time"
+        ) from failure
+    return None
+
+
+_MARKER_NAMES = re.compile(r"\b(Ignore|By|FileContent|Tree)\b")

@@ -83,6 +83,11 @@ class Ordered(OrderedDict[Any, Any]):
     pass
 
 
+class Hiding(OrderedDict[Any, Any]):
+    def items(self) -> Any:
+        return {}.items()
+
+
 class Defaults(defaultdict[Any, Any]):
     pass
 
@@ -291,6 +296,16 @@ class Made:
         return self.maker.make, ()
 
 
+class Set:
+    """Its state is in the function that sets it."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return object, (), {}, None, None, functools.partial(setattr, value=self.value)
+
+
 class Named:
     """Says that it is a global, which it is not."""
 
@@ -422,6 +437,15 @@ class DefinedOpen:
 @attrs.define
 class DefinedMore(Defined):
     c: int = 0
+
+
+class Noted:
+    __slots__ = ("note",)
+
+
+@attrs.define
+class DefinedOver(Noted):
+    a: int
 
 
 @attrs.define(unsafe_hash=True, cache_hash=True)
@@ -770,6 +794,7 @@ MUST_DIFFER: dict[str, Pair] = {
     "OrderedDict order": lambda: (OrderedDict(a=1, b=2), OrderedDict(b=2, a=1)),
     "OrderedDict and dict": lambda: (OrderedDict(a=1), {"a": 1}),
     "OrderedDict values": lambda: (OrderedDict(a=1), OrderedDict(a=True)),
+    "OrderedDict that hides items": lambda: (Hiding(a=1), Hiding(a=2)),
     "OrderedDict attributes": lambda: (_with(Ordered(a=1), x=1), _with(Ordered(a=1), x=2)),
     "defaultdict factory": lambda: (defaultdict(list, a=1), defaultdict(set, a=1)),
     "defaultdict and dict": lambda: (defaultdict(None, a=1), {"a": 1}),
@@ -920,6 +945,7 @@ MUST_DIFFER: dict[str, Pair] = {
     "private slot of the subclass": lambda: (HiddenTwice(1, 2), HiddenTwice(1, 1)),
     "generic objects": lambda: (Box(1), Box(2)),
     "objects rebuilt by a method": lambda: (Made(Maker(1)), Made(Maker(2))),
+    "objects rebuilt by a setter of state": lambda: (Set(1), Set(2)),
     "objects rebuilt by a partial": lambda: (Rebuilt(1), Rebuilt(2)),
     "__cache_key__": lambda: (Keyed("a"), Keyed("b")),
     "__cache_key__ and what it answers": lambda: (Keyed("a"), "a"),
@@ -951,6 +977,7 @@ MUST_DIFFER: dict[str, Pair] = {
     "attrs inherited": lambda: (Defined(1), DefinedMore(1)),
     "attrs inherited field": lambda: (DefinedMore(1, c=1), DefinedMore(2, c=1)),
     "attrs nested": lambda: (Defined(1, DefinedFrozen(1)), Defined(1, DefinedFrozen(2))),
+    "attrs slots of a plain base": lambda: (_with(DefinedOver(1), note=1), _with(DefinedOver(1), note=2)),
     "attrs attribute of a plain subclass": lambda: (_with(DefinedChild(1), x=1), _with(DefinedChild(1), x=2)),
     "pydantic fields": lambda: (Model(a=1), Model(a=2)),
     "pydantic fields set": lambda: (Model(a=1), Model(a=1, b=2)),
@@ -1056,6 +1083,7 @@ MUST_DIFFER: dict[str, Pair] = {
     "numpy scalars": lambda: (np.int64(1), np.int64(2)),
     "numpy scalar types": lambda: (np.int32(1), np.int64(1)),
     "numpy scalar subclass attributes": lambda: (_with(Measure(1), unit="m"), _with(Measure(1), unit="s")),
+    "numpy scalar subclass attributes with an underscore": lambda: (_with(Measure(1), _name="m"), _with(Measure(1), _name="s")),
     "numpy complex": lambda: (np.array([1 + 2j]), np.array([2 + 1j])),
     "numpy byte order": lambda: (np.array([1], "<i4"), np.array([1], ">i4")),
     "numpy byte order of one pattern": lambda: (np.array([1], "<i4"), np.array([1 << 24], ">i4")),
@@ -1066,6 +1094,7 @@ MUST_DIFFER: dict[str, Pair] = {
     "numpy struct content": lambda: (_padded(0), _changed(_padded(0), 1, (2, 5))),
     "numpy struct names": lambda: (np.zeros(1, [("a", "i4")]), np.zeros(1, [("b", "i4")])),
     "numpy struct field dtypes": lambda: (np.zeros(1, [("a", "i4")]), np.zeros(1, [("a", "f4")])),
+    "numpy struct titles": lambda: (np.zeros(1, [(("t", "a"), "i4")]), np.zeros(1, [(("u", "a"), "i4")])),
     "numpy struct of objects": lambda: (np.array([([1],)], [("a", "O")]), np.array([([2],)], [("a", "O")])),
     "numpy struct subarrays": lambda: (np.zeros(1, [("a", "i4", (4,))]), np.zeros(1, [("a", "i4", (2, 2))])),
     "numpy struct scalars": lambda: (np.zeros(1, "i4,i4")[0], np.ones(1, "i4,i4")[0]),
@@ -1186,6 +1215,8 @@ MUST_DIFFER: dict[str, Pair] = {
     "pandas series attrs": lambda: (_with_attrs(pd.Series([1]), a=1), pd.Series([1])),
     "pandas flags": lambda: (_frame(), _frame().set_flags(allows_duplicate_labels=False)),
     "pandas attributes": lambda: (_with(_frame(), note=1), _with(_frame(), note=2)),
+    "pandas attributes with an underscore": lambda: (_with(_frame(), _cache=1), _with(_frame(), _cache=2)),
+    "pandas index attributes": lambda: (_with(pd.Index([1]), note=1), _with(pd.Index([1]), note=2)),
     "pandas series name": lambda: (pd.Series([1], name="a"), pd.Series([1], name="b")),
     "pandas series unnamed": lambda: (pd.Series([1], name="None"), pd.Series([1])),
     "pandas series and frame": lambda: (pd.Series([1], name="a"), pd.DataFrame({"a": [1]})),
@@ -1261,9 +1292,19 @@ MUST_DIFFER: dict[str, Pair] = {
         pl.DataFrame({"a": ["b1"], "t": _ticks(1)}, schema_overrides={"a": pl.Categorical}).to_struct(),
         pl.DataFrame({"a": ["b1"], "t": _ticks(2)}, schema_overrides={"a": pl.Categorical}).to_struct(),
     ),
+    "polars categories and times in lists of structs": lambda: (
+        pl.DataFrame({"a": ["b2"], "t": _ticks(1, dtype=pl.Time)}, schema_overrides={"a": pl.Categorical})
+        .to_struct()
+        .implode(),
+        pl.DataFrame({"a": ["b2"], "t": _ticks(2, dtype=pl.Time)}, schema_overrides={"a": pl.Categorical})
+        .to_struct()
+        .implode(),
+    ),
     "polars objects": lambda: (pl.Series([Plain(a=1)], dtype=pl.Object), pl.Series([Plain(a=2)], dtype=pl.Object)),
     "polars series and frame": lambda: (pl.Series("a", [1]), pl.DataFrame({"a": [1]})),
     "polars series name": lambda: (pl.Series("a", [1]), pl.Series("b", [1])),
+    "polars attributes": lambda: (_with(pl.DataFrame({"a": [1]}), note=1), _with(pl.DataFrame({"a": [1]}), note=2)),
+    "polars series attributes": lambda: (_with(pl.Series([1]), note=1), _with(pl.Series([1]), note=2)),
     "polars subclass attributes": lambda: (_with(Polar({"a": [1]}), note=1), _with(Polar({"a": [1]}), note=2)),
     "polars large": lambda: (pl.Series(np.zeros(LARGE)), pl.Series(_changed(np.zeros(LARGE), LARGE // 2, 1))),
     "polars large with nulls": lambda: (pl.Series([None, *range(LARGE)]), pl.Series([None, *range(LARGE - 1), -1])),

@@ -41,7 +41,7 @@ def memo(manager: CacheManager, backend_name: str) -> Callable[..., Any]:
 # -- version="code", from process to process -----------------------------------------------------------------------------
 
 HEAD = """
-import asyncio, dataclasses, enum, functools
+import asyncio, dataclasses, enum, functools, typing
 from codomyrmex_cache import cached
 following = cached("code", version="code")
 """
@@ -116,6 +116,29 @@ CASES: dict[str, str] = {
             return x + other.AMOUNT
         --- module_imported_in_the_body_other
         AMOUNT = EDIT
+    """,
+    "object_of_a_module_imported_in_the_body": """
+        @following
+        def function(x):
+            import object_of_a_module_imported_in_the_body_other as other
+            return x + other.AMOUNT
+        --- object_of_a_module_imported_in_the_body_other
+        from decimal import Decimal
+        AMOUNT = Decimal(EDIT)
+    """,
+    "relative_import_in_the_body": """
+        from relative_import_in_the_body_package.inner import function
+        --- relative_import_in_the_body_package/__init__
+        --- relative_import_in_the_body_package/other
+        def helper(x):
+            return x + EDIT
+        --- relative_import_in_the_body_package/inner
+        from codomyrmex_cache import cached
+        @cached("code", version="code")
+        def function(x):
+            from . import other
+            from .other import helper
+            return other.helper(x) + helper(x)
     """,
     "behind_hundreds_of_names": f"""
         import behind_hundreds_of_names_other
@@ -275,6 +298,77 @@ CASES: dict[str, str] = {
         @following
         def function(x):
             return x + Helper().value
+    """,
+    "annotation": """
+        @dataclasses.dataclass
+        class Helper:
+            value: (int, float)[EDIT - 1] = 0
+        @following
+        def function(x):
+            return dataclasses.fields(Helper)[0].type(x)
+    """,
+    "annotation_of_a_dict": """
+        class Helper(typing.TypedDict):
+            value: (int, float)[EDIT - 1]
+        @following
+        def function(x):
+            return typing.get_type_hints(Helper)["value"](x)
+    """,
+    "partial_method": """
+        class Helper:
+            def add(self, amount, x):
+                return x + amount
+            method = functools.partialmethod(add, EDIT)
+        @following
+        def function(x):
+            return Helper().method(x)
+    """,
+    "enum_method": """
+        class Level(enum.IntEnum):
+            LOW = 1
+            def method(self, x):
+                return x + EDIT
+        level = Level.LOW
+        @following
+        def function(x):
+            return level.method(x)
+    """,
+    "method_of_a_kind_of_dict": """
+        class Table(dict):
+            def method(self, x):
+                return x + EDIT
+        table = Table()
+        @following
+        def function(x):
+            return table.method(x)
+    """,
+    "method_of_a_kind_of_tuple": """
+        class Pair(typing.NamedTuple):
+            one: int
+            def method(self, x):
+                return x + EDIT
+        pair = Pair(1)
+        @following
+        def function(x):
+            return pair.method(x)
+    """,
+    "method_of_a_kind_of_text": """
+        class Text(str):
+            def method(self, x):
+                return x + EDIT
+        text = Text("text")
+        @following
+        def function(x):
+            return text.method(x)
+    """,
+    "attribute_of_a_kind_of_list": """
+        class Items(list):
+            pass
+        items = Items()
+        items.amount = EDIT
+        @following
+        def function(x):
+            return x + items.amount
     """,
     "enum_value": """
         class Helper(enum.Enum):
@@ -595,6 +689,8 @@ def test_a_version_that_cannot_be_encoded_is_refused_at_decoration() -> None:
 # -- version="code", in one process ----------------------------------------------------------------------------------------
 
 LIVE = """
+import array
+import collections
 import functools
 import live_other
 AMOUNT = 1
@@ -607,6 +703,11 @@ class Helper:
 tool = Helper()
 table = {"a": helper}
 amounts = {"a": [1]}
+buffer, queue, numbers = bytearray([1]), collections.deque([1]), array.array("i", [1])
+class Slotted:
+    __slots__ = ("amount",)
+slotted = Slotted()
+slotted.amount = 1
 @memo(version="code")
 def constant(x):
     return x + AMOUNT
@@ -631,6 +732,18 @@ def by_method(x):
 @memo(version="code")
 def by_object(x):
     return tool.method(x)
+@memo(version="code")
+def of_buffer(x):
+    return x + buffer[0]
+@memo(version="code")
+def of_queue(x):
+    return x + queue[0]
+@memo(version="code")
+def of_numbers(x):
+    return x + numbers[0]
+@memo(version="code")
+def of_slots(x):
+    return x + slotted.amount
 @memo(version="code")
 def builtin(x):
     return len([x]) + x
@@ -694,15 +807,21 @@ def test_a_closure_bound_anew_is_a_miss_at_the_next_call(live: ModuleType) -> No
     assert outcome(live.closed, 1) == (2, "hit")
 
 
-def test_a_constant_changed_in_place_is_a_miss_at_the_next_call(live: ModuleType) -> None:
-    assert outcome(live.contained, 1) == (2, "miss")
-    live.amounts["a"][0] = 10
-    assert outcome(live.contained, 1) == (11, "miss")
-    live.amounts["a"][0] = 1
-    assert outcome(live.contained, 1) == (2, "hit")
-    assert outcome(live.by_object, 1) == (2, "miss")
-    live.tool.amount = 10
-    assert outcome(live.by_object, 1) == (11, "miss")
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("contained", "amounts['a'][0]"), ("by_object", "tool.amount"), ("of_buffer", "buffer[0]"), ("of_queue", "queue[0]"),
+        ("of_numbers", "numbers[0]"), ("of_slots", "slotted.amount"),
+    ],
+)  # fmt: skip
+def test_a_constant_changed_in_place_is_a_miss_at_the_next_call(live: ModuleType, name: str, path: str) -> None:
+    function = getattr(live, name)
+    exec(f"{path} = 1", vars(live))
+    assert outcome(function, 1) == (2, "miss")
+    exec(f"{path} = 10", vars(live))
+    assert outcome(function, 1) == (11, "miss")
+    exec(f"{path} = 1", vars(live))
+    assert outcome(function, 1) == (2, "hit")
 
 
 # -- depends= --------------------------------------------------------------------------------------------------------------
@@ -1241,7 +1360,7 @@ def test_annotations_that_only_type_checkers_can_read(memo: Callable[..., Any]) 
         return x
 
     assert [outcome(function, 1, Client("one")), outcome(function, 1, Client("two"))] == [(1, "miss"), (1, "hit")]
-    for marker in ("Ignore", "By(str)", "FileContent", "Tree()"):
+    for marker in ("Ignore", "By(str)", "FileContent", "Tree()", "Tree"):
 
         def marked(x: Any) -> None: ...
 
@@ -1258,6 +1377,25 @@ def test_a_marker_beside_none(memo: Callable[..., Any], source: Path) -> None:
     assert [outcome(function), outcome(function, source)] == [(None, "miss"), ("one", "miss")]
     source.write_text("edited")
     assert [outcome(function), outcome(function, source)] == [(None, "hit"), ("edited", "miss")]
+
+
+def test_a_marker_in_an_alias_of_the_enclosing_function_or_class(memo: Callable[..., Any], source: Path) -> None:
+    Source = Annotated[Path, FileContent]  # noqa: N806  a type
+
+    @memo()
+    def function(path: Source) -> str:
+        return path.read_text()
+
+    class Owner:
+        Inner = Annotated[Path, FileContent]
+
+        @memo()
+        def method(self, path: Inner) -> str:
+            return path.read_text()
+
+    assert [function(source), Owner().method(source)] == ["one", "one"]
+    source.write_text("edited")
+    assert [function(source), Owner().method(source)] == ["edited", "edited"]
 
 
 def test_a_marker_reaches_through_partials(memo: Callable[..., Any], source: Path) -> None:

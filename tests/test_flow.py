@@ -11,7 +11,7 @@ from codomyrmex_cache._flight import Abandoned, Flight, Landed
 from codomyrmex_cache._flow import Answer, Call, Lead, Load, Now, Request, Wait, call
 from codomyrmex_cache._payload import ObjectPayloads
 from codomyrmex_cache._space import Space
-from codomyrmex_cache._verbs import delete, store
+from codomyrmex_cache._verbs import clear, delete, refresh, store
 from codomyrmex_cache.keys import Key
 from codomyrmex_cache.stats import Counters
 from codomyrmex_cache.testing import FakeClock
@@ -32,6 +32,7 @@ class Stepper:
         """Carry out the pending effect; `fails` or `gives` stand for the user's function."""
         effect, reply = self.pending, gives
         if isinstance(effect, Lead):
+            effect.flight.thread = id(self)  # each stepper stands for a thread of its own
             self.stack.append(effect.flow)
             self.pending = next(effect.flow)
             return
@@ -62,6 +63,7 @@ class Stepper:
     def until(self, kind: type) -> None:
         """Go on until an effect of this kind is pending."""
         while not isinstance(self.pending, kind):
+            assert not self.done
             self.step()
 
     def finish(self) -> Any:
@@ -157,7 +159,6 @@ def test_an_invalidation_during_the_load_wins(space: Space, verb: str) -> None:
 
 def test_a_flight_ends_once(space: Space) -> None:
     flight = space.flights.join(Flight(b"k"))
-    assert space.flights.join(Flight(b"k")) is flight
     space.flights.end(flight, Abandoned(RuntimeError()))
     space.flights.end(flight, Landed(None, None))  # type: ignore[arg-type]
     assert isinstance(flight.future.result(), Abandoned)
@@ -172,3 +173,59 @@ def test_an_unstorable_result_is_not_shared_either(space: Space) -> None:
     follower.until(Load)
     follower.step(gives=iter([2]))
     assert list(follower.finish().result()) == [2]
+
+
+def test_a_flight_that_an_interruption_left_behind_holds_nobody_up(space: Space) -> None:
+    space.flights.join(Flight(space.stored(KEY.text)))  # this thread led it and is not inside it any more
+    caller = _caller(space, Counters())
+    caller.until(Load)
+    caller.step(gives=1)
+    assert caller.finish().result() == 1
+
+
+def test_an_interruption_before_the_load_leaves_no_flight(space: Space) -> None:
+    caller = _caller(space, Counters())
+    caller.until(Lead)
+    with pytest.raises(KeyboardInterrupt):
+        caller.throw(KeyboardInterrupt())
+    assert space.flights._flights == {}
+
+
+@pytest.mark.parametrize("verb", ["delete", "clear", "set"])
+def test_an_invalidation_during_a_refresh_wins(space: Space, verb: str) -> None:
+    counters = Counters()
+    refreshing = Stepper(space, refresh(space, Request(KEY, lambda: None, counters)))
+    refreshing.until(Load)
+    change = {
+        "delete": lambda: delete(space, KEY, counters),
+        "clear": lambda: clear(space, "", counters),
+        "set": lambda: store(space, KEY, "explicit", counters),
+    }[verb]()
+    Stepper(space, change).finish()
+    refreshing.step(gives="old")
+    assert refreshing.finish().result() == "old"
+    found = space.backend.get(space.stored(KEY.text))
+    assert (found and found.value) == ("explicit" if verb == "set" else None)
+
+
+def test_an_invalidation_during_the_write_wins(space: Space) -> None:
+    leader = _caller(space, Counters())
+    leader.until(Load)
+    leader.step(gives="old")
+    while not (isinstance(leader.pending, Call) and leader.pending.verb == "set"):
+        leader.step()
+    Stepper(space, delete(space, KEY, Counters())).finish()
+    assert leader.finish().result() == "old"
+    assert list(space.backend.scan(b"")) == []
+
+
+def test_an_argument_that_changes_before_the_body_starts_is_not_stored(space: Space) -> None:
+    counters = Counters()
+    caller = Stepper(space, call(space, Request(KEY, lambda: None, counters, unmoved=lambda: False)))
+    caller.until(Load)
+    caller.step(gives=False)  # asked whether the arguments are still those of the key
+    caller.until(Load)
+    caller.step(gives="of other arguments")
+    assert caller.finish().result() == "of other arguments"
+    assert list(space.backend.scan(b"")) == []
+    assert counters.snapshot().calls == 1
