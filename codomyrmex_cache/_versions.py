@@ -94,17 +94,16 @@ class Code:
 
     def __init__(self, root: Any) -> None:
         self._root = root
-        self._encoded: bytes | None = None
-        self._watched: list[tuple[Callable[[], object], object]] = []
+        self._walked: tuple[list[tuple[Callable[[], object], object]], bytes] | None = None  # replaced as a whole
 
     def part(self) -> bytes:
         """The encoding of everything reached, now."""
-        if self._encoded is None or any(_attempt(look) is not seen for look, seen in self._watched):
+        walked = self._walked
+        if walked is None or any(_attempt(look) is not seen for look, seen in walked[0]):
             walk = _Walk()
             walk.visit("", self._root, root=True)
-            self._watched = walk.watched
-            self._encoded = encode(walk.parts)
-        return self._encoded
+            walked = self._walked = (walk.watched, encode(walk.parts))
+        return walked[1]
 
 
 _ABSENT = object()

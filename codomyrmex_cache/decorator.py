@@ -223,7 +223,13 @@ def cached(
         name=name, version=version, key=key, ignore=ignore, scope=scope, depends=depends, strict=strict
     )  # fmt: skip
 
+    named: list[Any] = []
+
     def decorate(function: Any) -> Any:
+        if name is not None and version is not None:  # then nothing else would tell two functions apart
+            if named and named[0] is not function:
+                raise CacheConfigurationError(f"name={name!r} and version={version!r} are of {named[0]!r} already")
+            named.append(function)
         return _decorate(function, cache, seconds, copy, keying)
 
     return decorate

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from codomyrmex_cache import CacheManager, cached
 from codomyrmex_cache._encoders import encode
 from codomyrmex_cache._signature import shape_of
-from codomyrmex_cache.errors import UnkeyableError
+from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 from codomyrmex_cache.keys import Keyer, register
 
 Point = namedtuple("Point", "x y")
@@ -312,3 +312,36 @@ def test_a_version_is_part_of_the_key_and_a_name_replaces_the_identity() -> None
     first, second = (Keyer(function, shape.names, name="n", version=version).key((1,)) for version in (1, 2))
     assert first != second
     assert first.text.startswith("@n:")
+
+
+def test_one_name_and_version_are_of_one_function() -> None:
+    decorate = cached("named", name="x", version=1, manager=CacheManager())
+    decorate(len)
+    with pytest.raises(CacheConfigurationError, match="name='x' and version=1"):
+        decorate(max)
+
+
+def test_a_walk_through_code_is_replaced_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    from codomyrmex_cache import _versions
+
+    monkeypatch.setattr(f"{__name__}.AMOUNT", 1)
+    code = _versions.Code(_reads_a_constant)
+    old, seen, encode = code.part(), [], _versions.encode
+
+    def slowly(value: Any) -> bytes:  # another thread asks while the walk is being encoded
+        if isinstance(value, list) and len(value) > 1 and not seen:
+            seen.append(b"")
+            seen.append(code.part())
+        return encode(value)
+
+    monkeypatch.setattr(f"{__name__}.AMOUNT", 2)
+    monkeypatch.setattr(_versions, "encode", slowly)
+    code.part()
+    assert seen[1] != old
+
+
+AMOUNT = 1
+
+
+def _reads_a_constant() -> int:
+    return AMOUNT
