@@ -18,6 +18,7 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from math import isfinite
 from struct import pack, unpack
+from types import FunctionType
 from typing import Any
 from uuid import UUID
 
@@ -82,12 +83,10 @@ class _Careful(pickle.Pickler):
 def _forgets(kind: type) -> bool:
     """Whether a class made in Python leaves its reduction to a base written in C."""
     for base in kind.__mro__[:-1]:
-        if "__reduce_ex__" in vars(base) or "__reduce__" in vars(base):
-            return base is not kind and not base.__flags__ & _HEAP_TYPE
+        reduces = vars(base).get("__reduce_ex__") or vars(base).get("__reduce__")
+        if reduces is not None:
+            return base is not kind and not isinstance(reduces, FunctionType)
     return False
-
-
-_HEAP_TYPE = 1 << 9
 
 
 def _pickled(value: object) -> bytes:
