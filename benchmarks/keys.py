@@ -40,6 +40,8 @@ TOOLS = [
     for number in range(1)
 ]
 CALL = (MESSAGES, "a-model", 0.2, TOOLS)
+CALLS = [([MESSAGES[0], {"role": "user", "content": f"{TEXT[300:]} {number:04d}"}], *CALL[1:]) for number in range(200)]
+CALLS = [pickle.loads(pickle.dumps(call)) for call in CALLS]  # as requests come, each with objects of its own
 ARRAY = numpy.random.default_rng(1).standard_normal(10 * 2**20 // 8)
 HUNDRED = bytes(range(100))
 
@@ -57,10 +59,17 @@ def cases() -> dict[str, tuple[str, float, Callable[[], object], int]]:
     """Name to baseline's name, limit, what is timed, calls per slice."""
     known, fresh, pair, array = keyer(llm), keyer(llm), keyer(two), keyer(one)
     known.key(CALL), pair.key((1, "x"))
+
+    def all_new() -> None:
+        fresh._memo.keys.clear()  # type: ignore[union-attr]
+        for call in CALLS:
+            fresh.key(call)
+
     return {
         "pickle + xxh3 of an LLM call": ("", 0, lambda: xxh3_128_digest(pickle.dumps(CALL, 5)), 200),
         "LLM call, seen": ("pickle + xxh3 of an LLM call", 2.5, lambda: known.key(CALL), 200),
-        "LLM call, new": ("pickle + xxh3 of an LLM call", 12, lambda: (fresh._memo.keys.clear(), fresh.key(CALL)), 100),  # type: ignore[union-attr]
+        "pickle + xxh3 of 200 LLM calls": ("", 0, lambda: [xxh3_128_digest(pickle.dumps(call, 5)) for call in CALLS], 2),
+        "200 LLM calls, all new": ("pickle + xxh3 of 200 LLM calls", 12, all_new, 2),
         "xxh3 of 10 MB": ("", 0, lambda: xxh3_128_digest(ARRAY), 20),
         "10 MB array": ("xxh3 of 10 MB", 1.3, lambda: array.key((ARRAY,)), 20),
         "_make_key + xxh3 of 100 bytes": (
