@@ -63,56 +63,43 @@ class TestInMemoryAsync(AsyncBackendConformance):
 
 
 class _InFolder:
+    def setup_method(self) -> None:
+        """Deferred to the fixture below, which knows the folder."""
+
+    def make_backend(self) -> Backend:
+        return FileBasedBackend(self.folder)
+
     @pytest.fixture(autouse=True)
-    def _folder(self, tmp_path: Path) -> None:
+    def _wired(self, tmp_path: Path) -> None:
         self.folder = tmp_path / "store"
+        super().setup_method()  # type: ignore[misc]
 
 
 class TestFileBased(_InFolder, BackendConformance):
-    def make_backend(self) -> Backend:
-        return FileBasedBackend(self.folder)
-
-    def setup_method(self) -> None:
-        """Deferred to the fixture below, which knows the folder."""
-
-    @pytest.fixture(autouse=True)
-    def _wired(self, _folder: None) -> None:
-        super().setup_method()
+    pass
 
 
 class TestFileBasedAsync(_InFolder, AsyncBackendConformance):
-    def make_backend(self) -> Backend:
-        return FileBasedBackend(self.folder)
-
-    def setup_method(self) -> None:
-        """Deferred to the fixture below, which knows the folder."""
-
-    @pytest.fixture(autouse=True)
-    def _wired(self, _folder: None) -> None:
-        super().setup_method()
+    pass
 
 
 class _OnServer:
-    url: str
-
     def setup_method(self) -> None:
         """Deferred to the fixture below, which knows the server."""
 
     def make_backend(self) -> Backend:
         return RedisBackend(self.url)
 
-
-class TestRedis(_OnServer, BackendConformance):
     @pytest.fixture(autouse=True)
     def _wired(self, any_redis: Server) -> None:
         any_redis.flush()
         self.url = any_redis.url
-        BackendConformance.setup_method(self)
+        super().setup_method()  # type: ignore[misc]
+
+
+class TestRedis(_OnServer, BackendConformance):
+    pass
 
 
 class TestRedisAsync(_OnServer, AsyncBackendConformance):
-    @pytest.fixture(autouse=True)
-    def _wired(self, any_redis: Server) -> None:
-        any_redis.flush()
-        self.url = any_redis.url
-        AsyncBackendConformance.setup_method(self)
+    pass
