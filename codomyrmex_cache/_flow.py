@@ -15,6 +15,7 @@ from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._flight import Abandoned, Failed, Flight, Landed, Outcome
 from codomyrmex_cache._isolation import is_awaitable
 from codomyrmex_cache._policy import Ttl, is_fresh, lifetime, new_entry
+from codomyrmex_cache._raising import own_copy
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.errors import CacheCodecError, EnvelopeError
 from codomyrmex_cache.keys import Key
@@ -304,7 +305,7 @@ def _follower_answer(space: Space, request: Request, outcome: Outcome) -> Flow[A
         return None
     if isinstance(outcome, Failed):
         counters.add("coalesced")
-        return Answer(None, _own_copy(outcome.error))
+        return Answer(None, own_copy(outcome.error))
     if outcome.packed is None:  # cannot be kept apart from the leader's value, so it is not shared
         return (yield from compute(request))
     try:
@@ -314,31 +315,3 @@ def _follower_answer(space: Space, request: Request, outcome: Outcome) -> Flow[A
         return (yield from compute(request))
     counters.add("coalesced")
     return Answer(replace(entry, awaited=outcome.entry.awaited))
-
-
-def _own_copy(error: Exception) -> Exception:
-    """The same exception for another caller, so that tracebacks and notes do not pile up on one object.
-
-    Only where an exception is told by its `args` and attributes; one whose class has a constructor or fields of its own
-    (OSError, UnicodeError, SyntaxError) would come out damaged, and is shared.
-    """
-    kind = type(error)
-    plain = (Exception, *_TOLD_BY_ARGUMENTS)
-    native = next(base for base in kind.__mro__ if base.__module__ == "builtins")
-    if native not in plain or kind.__new__ is not native.__new__ or kind.__init__ is not native.__init__:
-        return error
-    if any("__slots__" in vars(base) for base in kind.__mro__[: kind.__mro__.index(native)]):
-        return error
-    twin = kind(*error.args)
-    twin.__dict__.update(error.__dict__)
-    if hasattr(error, "__notes__"):
-        twin.__notes__ = list(error.__notes__)
-    twin.__cause__, twin.__context__ = error.__cause__, error.__context__
-    twin.__suppress_context__ = error.__suppress_context__
-    return twin
-
-
-_TOLD_BY_ARGUMENTS = (
-    ArithmeticError, AssertionError, BufferError, EOFError, IndexError, KeyError, LookupError, MemoryError,
-    OverflowError, RecursionError, ReferenceError, RuntimeError, NotImplementedError, TypeError, ValueError, ZeroDivisionError,
-)  # fmt: skip

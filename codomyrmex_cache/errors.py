@@ -10,8 +10,11 @@ __all__ = [
     "CacheBackendError",
     "CacheCodecError",
     "CacheConfigurationError",
+    "CacheConnectionError",
     "CacheError",
     "CacheKeyError",
+    "CacheStreamError",
+    "CacheTimeoutError",
     "EnvelopeError",
     "UnkeyableError",
 ]
@@ -44,6 +47,18 @@ class UnkeyableError(CacheKeyError):
 
 class CacheBackendError(CacheError):
     """A backend failed and `on_error="raise"` was asked for; the cause is kept in `__cause__`."""
+
+
+class CacheConnectionError(CacheBackendError):
+    """`incr`, `add` or `lock` could not be carried out: unlike a lookup, they have no answer without their backend."""
+
+
+class CacheTimeoutError(CacheError, TimeoutError):
+    """The time to wait for another caller's load, or for a lock, is over."""
+
+
+class CacheStreamError(CacheError):
+    """A stream shared with other callers was broken off, by an interruption or the end of the event loop that ran it."""
 
 
 class CacheCodecError(CacheError):

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 FLOORS: dict[int, set[str]] = {
     0: {"errors", "_entry", "_duration", "_fork", "stats"},
-    1: {"_code", "_encoders", "_encoding", "_objects", "_files", "_folders", "_isolation", "_payload", "_sealed", "_secret",
+    1: {"_code", "_encoders", "_encoding", "_objects", "_files", "_raising", "_folders", "_isolation", "_payload", "_sealed", "_secret",
         "_signature", "codecs", "envelope", "keys",
         "backends", "backends.base"},
     2: {"_keying", "_versions", "markers", "backends.in_memory", "backends.file_based", "backends.redis"},
