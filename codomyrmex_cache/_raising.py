@@ -43,10 +43,11 @@ def told(error: Exception) -> Told:
     kind = type(error)
     try:
         state = dict(error.__dict__)
-        reduced: Any = error.__reduce__()
+        reduce = _native(kind).__reduce__  # a class's own may be made for pickle, which calls `__init__`
+        reduced: Any = reduce(error)
         arguments = tuple(reduced[1])
         twin = _rebuilt(kind, arguments, state)
-        whole = reduced[0] is kind and twin.__reduce__()[1:] == reduced[1:] and not _has_slots(kind)
+        whole = reduced[0] is kind and reduce(twin)[1:] == reduced[1:] and not _has_slots(kind)
     except Exception as problem:  # constructors, `__reduce__` and `__eq__` are user code
         raise CacheCodecError(f"{kind.__qualname__} cannot be raised again ({type(problem).__name__})") from problem
     if not whole:
@@ -70,11 +71,15 @@ def retold(form: Any, kinds: Iterable[type[Exception]]) -> Exception:
 
 def _rebuilt(kind: type[Exception], arguments: tuple[Any, ...], state: dict[str, Any]) -> Exception:
     """Without `__init__`, whose parameters need not be what it passed on; unless the class is one written in C alone."""
-    native = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    native = _native(kind)
     error: Exception = kind.__new__(kind, *arguments) if kind.__new__ is native.__new__ else native.__new__(kind, *arguments)
     native.__init__(error, *arguments)
     error.__dict__.update(state)
     return error
+
+
+def _native(kind: type[Exception]) -> type[Exception]:
+    return next(base for base in kind.__mro__ if base.__module__ == "builtins")
 
 
 def _has_slots(kind: type) -> bool:

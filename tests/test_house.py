@@ -17,9 +17,8 @@ REPOSITORY = Path(__file__).parent.parent
 
 FLOORS: dict[int, set[str]] = {
     0: {"errors", "_entry", "_duration", "_fork", "stats"},
-    1: {"_code", "_encoders", "_encoding", "_objects", "_files", "_raising", "_folders", "_isolation", "_payload", "_sealed", "_secret",
-        "_signature", "codecs", "envelope", "keys",
-        "backends", "backends.base"},
+    1: {"_code", "_encoders", "_encoding", "_objects", "_files", "_folders", "_isolation", "_payload", "_raising", "_sealed",
+        "_secret", "_signature", "codecs", "envelope", "keys", "backends", "backends.base"},
     2: {"_keying", "_versions", "markers", "backends.in_memory", "backends.file_based", "backends.redis"},
     3: {"_explain", "_policy", "_flight", "_space", "_flow", "_verbs", "_drive", "_wiring"},
     4: {"_front", "_memo", "cache", "manager", "decorator"},

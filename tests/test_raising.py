@@ -11,17 +11,17 @@ from codomyrmex_cache._raising import own_copy, retold, told
 from codomyrmex_cache.errors import CacheCodecError
 
 
-class WithFields(Exception):
+class WithFieldsError(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-class Derived(WithFields):
+class DerivedError(WithFieldsError):
     pass
 
 
-class Slotted(Exception):
+class SlottedError(Exception):
     __slots__ = ("hidden",)
 
 
@@ -35,7 +35,7 @@ def _json_error() -> json.JSONDecodeError:
 
 @pytest.mark.parametrize(
     "error",
-    [KeyError("x"), Derived(7, "seven"), FileNotFoundError(2, "none", "file"), StopIteration(3),
+    [KeyError("x"), DerivedError(7, "seven"), FileNotFoundError(2, "none", "file"), StopIteration(3),
      UnicodeDecodeError("utf8", b"x", 0, 1, "reason"), SyntaxError("bad", ("f", 1, 2, "text")), _json_error()],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
@@ -49,11 +49,11 @@ def test_an_exception_comes_back_whole(error: Exception) -> None:
 
 def test_only_classes_that_were_named_are_raised_again() -> None:
     with pytest.raises(CacheCodecError):
-        retold(told(Derived(1, "x")), [KeyError])
-    assert type(retold(told(Derived(1, "x")), [WithFields])) is Derived
+        retold(told(DerivedError(1, "x")), [KeyError])
+    assert type(retold(told(DerivedError(1, "x")), [WithFieldsError])) is DerivedError
 
 
-@pytest.mark.parametrize("error", [Slotted("x"), ImportError("x", name="module")])
+@pytest.mark.parametrize("error", [SlottedError("x"), ImportError("x", name="module")])
 def test_what_would_not_come_out_whole_is_not_taken_apart(error: Exception) -> None:
     with pytest.raises(CacheCodecError):
         told(error)
@@ -66,9 +66,10 @@ def test_a_copy_keeps_cause_and_notes_and_leaves_the_traceback() -> None:
             raise OSError("cause")
         except OSError as cause:
             raise KeyError("x") from cause
-    except KeyError as error:
-        error.add_note("a note")
-        twin = own_copy(error)
+    except KeyError as raised:
+        error = raised
+    error.add_note("a note")
+    twin = own_copy(error)
     twin.add_note("its own")
     assert error.__notes__ == ["a note"]
     assert isinstance(twin.__cause__, OSError)
