@@ -1,19 +1,26 @@
-"""The two interpreters of a flow: one blocking, one for asyncio.  All that differs between them is here.
+"""The interpreters of a flow: one blocking, one for asyncio.  All that differs between them is here.
 
 asyncio is imported where it is used: it is 57 modules, for which a blocking program has no use.
 """
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
-from typing import Any, TypeVar
+from contextvars import Token, copy_context
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from codomyrmex_cache._flight import LEADING, Abandoned, Flight
-from codomyrmex_cache._flow import Call, Effect, Flow, Lead, Load, Wait
+from codomyrmex_cache._effects import Ask, Behind, Call, Effect, Flow, Lead, Load, Patience, Pause, Record, Wait
+from codomyrmex_cache._flight import LEADING, TIMED_OUT, Abandoned, Flight
 from codomyrmex_cache._isolation import is_awaitable
+from codomyrmex_cache._recording import Recording
 from codomyrmex_cache._space import Space
 
-__all__ = ["arun", "run"]
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["Run", "arun", "run"]
 
 T = TypeVar("T")
 
@@ -21,49 +28,142 @@ _PATIENCE = 1.0
 """Seconds between two looks at whether the event loop that runs a load is still running."""
 
 
-def run(space: Space, flow: Flow[T]) -> T:
-    """Carry out a flow in this thread; answers what the flow returns."""
-    try:
-        effect = next(flow)
+class Run(Generic[T]):
+    """A flow carried out in this thread, as far as the function that it wants run: `load`, `None` when it has ended.
+
+    Whoever holds the run calls that function and tells it the result.  So while a function runs, no frame of ours is on the
+    stack but its wrapper's, and memoized functions may call themselves as deep as others.
+    """
+
+    __slots__ = ("_flows", "_space", "_tokens", "load", "value")
+
+    def __init__(self, space: Space, flow: Flow[T]) -> None:
+        self._space = space
+        self._flows: list[Flow[Any]] = [flow]
+        self._tokens: list[Token[tuple[Flight, ...]]] = []
+        self.load: Load | None = None
+        self.value: T
+        self.resume(None)
+
+    def resume(self, reply: Any, error: BaseException | None = None) -> None:
+        """Go on with what the function gave or raised; raises what the flow raises."""
+        self.load = None
         while True:
             try:
-                reply = _perform(space, effect)
-            except BaseException as error:  # handed to the flow, which decides; it re-raises what is not its business
-                effect = flow.throw(error)
-            else:
-                effect = flow.send(reply)
-    except StopIteration as end:
-        result: T = end.value
-        return result
+                effect = self._flows[-1].send(reply) if error is None else self._flows[-1].throw(error)
+            except StopIteration as end:
+                reply, error = end.value, None
+                self._leave()
+                if not self._flows:
+                    self.value = reply
+                    return
+                continue
+            except BaseException as raised:
+                self._leave()
+                if not self._flows:
+                    raise
+                reply, error = None, raised
+                continue
+            if isinstance(effect, Load):
+                self.load = effect
+                return
+            if isinstance(effect, Lead):
+                self._tokens.append(LEADING.set((*LEADING.get(), effect.flight)))
+                self._flows.append(effect.flow)
+                reply, error = None, None
+                continue
+            try:
+                reply, error = _perform(self._space, effect), None
+            except BaseException as raised:  # handed to the flow, which decides; it re-raises what is not its business
+                reply, error = None, raised
+
+    def _leave(self) -> None:
+        self._flows.pop()
+        if self._flows:
+            LEADING.reset(self._tokens.pop())
+
+
+def run(space: Space, flow: Flow[T]) -> T:
+    """Carry out a flow in this thread; answers what the flow returns."""
+    running = Run(space, flow)
+    while running.load is not None:
+        try:
+            reply = running.load.invoke()
+        except BaseException as error:
+            running.resume(None, error)
+        else:
+            running.resume(reply)
+    return running.value
 
 
 def _perform(space: Space, effect: Effect) -> Any:
     if isinstance(effect, Call):
         result = getattr(space.backend, effect.verb)(*effect.arguments)
         return list(result) if effect.verb == "scan" else result
-    if isinstance(effect, Load):
-        return effect.invoke()
-    if isinstance(effect, Lead):
-        token = LEADING.set((*LEADING.get(), effect.flight))
-        try:
-            return run(space, effect.flow)
-        finally:
-            LEADING.reset(token)
+    if isinstance(effect, Ask):
+        return effect.question()
     if isinstance(effect, Wait):
-        return _wait(effect.flight)
+        return _wait(effect.flight, effect.patience)
+    if isinstance(effect, Pause):
+        time.sleep(_pause(effect))
+        return None
+    if isinstance(effect, Behind):
+        return _behind(space, effect.flow)
+    if isinstance(effect, Record):
+        return _recording(space, effect)
     return space.clock()
 
 
-def _wait(flight: Flight) -> Any:
+def _wait(flight: Flight, patience: Patience) -> Any:
     try:
         while True:
+            seconds = _PATIENCE if patience.left is None else min(_PATIENCE, patience.left)
             try:
-                return flight.future.result(timeout=_PATIENCE)
+                return flight.future.result(timeout=seconds)
             except TimeoutError:
+                patience.spend(seconds)
                 if flight.dead:
                     return Abandoned(RuntimeError("the event loop of the load stands still"))
+                if patience.left == 0.0:
+                    return TIMED_OUT
     finally:
         flight.leave()
+
+
+def _pause(effect: Pause) -> float:
+    seconds = effect.seconds if effect.patience.left is None else min(effect.seconds, effect.patience.left)
+    effect.patience.spend(effect.seconds)
+    return seconds
+
+
+def _behind(space: Space, flow: Flow[None]) -> None:
+    """In a thread of its own, which does not hold up the end of the program; not at all if too many are running."""
+    if not space.behind.acquire(blocking=False):
+        flow.close()
+        space.counters[""].error("refresh:busy")
+        return
+
+    def work() -> None:
+        LEADING.set(())  # nobody waits for it
+        try:
+            run(space, flow)
+        except Exception as error:
+            space.refresh_failed(error)
+        finally:
+            space.behind.release()
+
+    Thread(target=copy_context().run, args=(work,), name="codomyrmex_cache refresh", daemon=True).start()
+
+
+def _recording(space: Space, effect: Record) -> Recording:
+    is_async = hasattr(type(effect.stream), "__anext__")
+    drive: Any = arun if is_async else run
+    recording: Recording
+    recording = Recording(
+        effect.stream, is_async=is_async, bound=effect.rules.stream_max, copy=effect.rules.copy,
+        keep=lambda: drive(space, effect.keep(recording)), gone=effect.gone,
+    )  # fmt: skip
+    return recording
 
 
 async def arun(space: Space, flow: Flow[T]) -> T:
@@ -89,17 +189,16 @@ async def _aperform(space: Space, effect: Effect) -> Any:
         result = effect.invoke()
         return await result if is_awaitable(result) else result
     if isinstance(effect, Lead):
+        return _alead(space, effect)
+    if isinstance(effect, Wait):
+        return await _await(effect.flight, effect.patience)
+    if isinstance(effect, Pause):
         import asyncio
 
-        loop = asyncio.get_running_loop()
-        effect.flight.loop = loop
-        effect.flight.task = task = loop.create_task(_alead(space, effect))
-        # a task cancelled before its first step runs nothing of the flow, so nothing in it could end the flight
-        task.add_done_callback(lambda _: space.flights.end(effect.flight, Abandoned(asyncio.CancelledError())))
-        return None
-    if isinstance(effect, Wait):
-        return await _await(effect.flight)
-    return space.clock()
+        return await asyncio.sleep(_pause(effect))
+    if isinstance(effect, Behind):
+        return _abehind(space, effect.flow)
+    return _perform(space, effect)
 
 
 async def _acall(space: Space, effect: Call) -> Any:
@@ -115,24 +214,52 @@ async def _acall(space: Space, effect: Call) -> Any:
     return await asyncio.to_thread(_perform, space, effect)
 
 
-async def _alead(space: Space, effect: Lead) -> None:
+def _alead(space: Space, effect: Lead) -> None:
     """The load as a task of its own, which no caller's cancellation reaches."""
-    LEADING.set((*LEADING.get(), effect.flight))
-    with suppress(Exception):  # the flow has put it into the flight, where the leader finds it
-        await arun(space, effect.flow)
+    import asyncio
+
+    async def work() -> None:
+        LEADING.set((*LEADING.get(), effect.flight))
+        with suppress(Exception):  # the flow has put it into the flight, where the leader finds it
+            await arun(space, effect.flow)
+
+    loop = asyncio.get_running_loop()
+    effect.flight.loop = loop
+    effect.flight.task = task = loop.create_task(work())
+    # a task cancelled before its first step runs nothing of the flow, so nothing in it could end the flight
+    task.add_done_callback(lambda _: space.flights.end(effect.flight, Abandoned(asyncio.CancelledError())))
 
 
-async def _await(flight: Flight) -> Any:
+async def _await(flight: Flight, patience: Patience) -> Any:
     import asyncio
 
     future = asyncio.wrap_future(flight.future)
     try:
         while True:
-            done, _ = await asyncio.wait((future,), timeout=_PATIENCE)
+            seconds = _PATIENCE if patience.left is None else min(_PATIENCE, patience.left)
+            done, _ = await asyncio.wait((future,), timeout=seconds)
             if done:
                 return future.result()
+            patience.spend(seconds)
             if flight.dead:
                 return Abandoned(RuntimeError("the event loop of the load stands still"))
+            if patience.left == 0.0:
+                return TIMED_OUT
     finally:
         future.cancel()
         flight.leave()
+
+
+def _abehind(space: Space, flow: Flow[None]) -> None:
+    import asyncio
+
+    async def work() -> None:
+        LEADING.set(())
+        try:
+            await arun(space, flow)
+        except Exception as error:
+            space.refresh_failed(error)
+
+    task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work())
+    space.tasks.add(task)  # a loop keeps no strong reference to its tasks
+    task.add_done_callback(space.tasks.discard)

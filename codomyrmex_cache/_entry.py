@@ -38,13 +38,16 @@ class Entry:
     Args:
         value: the value itself for users and object backends, the sealed bytes for byte backends.
         created: when it was stored.
-        fresh_until: from then on it is no longer served; `None` means for ever.
+        fresh_until: from then on it is served behind a refresh, or not at all; `None` means for ever.
         expires_at: from then on a backend may drop it; `None` means never.
         cost: seconds the load took.
         digest: 256-bit digest of the call's encoding, compared on read; empty for direct keys.
         parts: names and short digests of what went into the key, to explain a miss; never the values.
         shared: the value may be handed out by reference (immutable, or `copy=False`).
         awaited: the function returned an awaitable and this is what it resolved to.
+        raised: the function raised, and the value is what the exception can be made from again.
+        streamed: the function gave a stream, and the value is what it consisted of.
+        generations: each tag's generation name and what it was when the load began; if it is another now, the entry is dead.
     """
 
     value: Any
@@ -56,8 +59,22 @@ class Entry:
     parts: tuple[tuple[str, bytes], ...] = ()
     shared: bool = False
     awaited: bool = False
+    raised: bool = False
+    streamed: bool = False
+    generations: tuple[tuple[bytes, bytes], ...] = ()
 
     @property
     def ttl(self) -> float | None:
         """Seconds of fresh life it was stored with; `None` means for ever."""
         return None if self.fresh_until is None else self.fresh_until - self.created
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags it was stored with."""
+        return tuple(_tag(name) for name, _ in self.generations)
+
+
+def _tag(name: bytes) -> str:
+    """What follows the kind and the length-prefixed namespace."""
+    length, _, rest = name[1:].partition(b":")
+    return rest[int(length) + 1 :].decode("utf-8", "surrogatepass")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from codomyrmex_cache._effects import Call, Flow, Now, Parts
 from codomyrmex_cache._entry import Entry
-from codomyrmex_cache._flow import Call, Flow, Now, Parts
-from codomyrmex_cache._policy import is_fresh
+from codomyrmex_cache._policy import Verdict, judge
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.errors import EnvelopeError
 from codomyrmex_cache.keys import Key, Keyer
@@ -25,7 +25,8 @@ class Explanation:
     """What `explain` found; `str()` of it is the text for people.
 
     Args:
-        outcome: what the call would be: "hit", "expired", "miss", or "unkeyable" (it runs uncached).
+        outcome: what the call would be: "hit", "stale" (a hit with a refresh behind it), "expired", "miss", or "unkeyable"
+            (it runs uncached).
         key: the key text; empty if there is none.
         reason: one sentence.
         differing: the parts of the key in which the nearest entry differs.
@@ -34,7 +35,7 @@ class Explanation:
         compared: how many entries were looked at.
     """
 
-    outcome: Literal["hit", "expired", "miss", "unkeyable"]
+    outcome: Literal["hit", "stale", "expired", "miss", "unkeyable"]
     key: str
     reason: str
     differing: tuple[str, ...] = ()
@@ -60,9 +61,7 @@ def explain(space: Space, keyer: Keyer, key: Key, parts: Parts, counters: Counte
         now = yield Now()
         entry, matches = _described(space, key.text, raw, key.digest)
         if entry is not None and matches:
-            if is_fresh(entry, now):
-                return Explanation("hit", key.text, f"stored {now - entry.created:.1f} s ago")
-            return Explanation("expired", key.text, f"stored {now - entry.created:.1f} s ago for {entry.ttl} s")
+            return (yield from _judged(entry, key, now))
         found = yield Call("scan", (space.stored(keyer.prefix),))
         texts = [space.text(stored) for stored, _ in found]
         candidates = [text for text in texts if keyer.owns(text)][:MAX_COMPARED]
@@ -76,6 +75,19 @@ def explain(space: Space, keyer: Keyer, key: Key, parts: Parts, counters: Counte
         space.backend_failed("explain", error, counters)
         return Explanation("miss", key.text, f"the backend failed ({error})")
     return _nearest(key, dict(parts), entries)
+
+
+def _judged(entry: Entry, key: Key, now: float) -> Flow[Explanation]:
+    names, expected = [name for name, _ in entry.generations], [value for _, value in entry.generations]
+    current = list((yield Call("generations", (names,)))) if names else []
+    stored = f"stored {now - entry.created:.1f} s ago"
+    if current != expected:
+        gone = [tag for tag, was, now_is in zip(entry.tags, expected, current, strict=True) if was != now_is]
+        return Explanation("miss", key.text, f"{stored}, and its tags {', '.join(gone)} have been invalidated since")
+    verdict = judge(entry, now)
+    if verdict is Verdict.EXPIRED:
+        return Explanation("expired", key.text, f"{stored} for {entry.ttl} s")
+    return Explanation("hit" if verdict is Verdict.FRESH else "stale", key.text, stored)
 
 
 def _described(space: Space, text: str, raw: Entry | None, digest: bytes) -> tuple[Entry | None, bool]:

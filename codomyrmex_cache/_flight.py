@@ -1,14 +1,19 @@
 """Single flight: the calls that want a key while its load is running wait for that one load.
 
-One dict for threads and tasks alike.  `dict.setdefault` decides who leads.  A flight ends in one of three ways: it lands with
-an entry or with the function's exception, or it is abandoned (cancelled, interrupted), and then whoever waits starts over.
+One dict for threads and tasks alike.  `dict.setdefault` decides who leads.  A flight ends in one of four ways: it lands with
+an entry, with a stream that runs on, or with the function's exception, or it is abandoned (cancelled, interrupted), and then
+whoever waits starts over.
+
+Loads that wait for each other in a ring would wait for ever.  So each flight knows the flights that callers inside of it wait
+for.  A caller first notes its own wait and then follows the notes; of several that close a ring at the same moment at least
+one therefore sees it, and computes instead of waiting.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,15 +25,32 @@ from codomyrmex_cache._entry import Entry
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["LEADING", "Abandoned", "Failed", "Flight", "Flights", "Landed"]
+    from codomyrmex_cache._recording import Recording
+
+__all__ = ["LEADING", "TIMED_OUT", "Abandoned", "Failed", "Flight", "Flights", "Landed", "Outcome", "Streaming", "TimedOut"]
 
 
 class Landed(NamedTuple):
-    """The load is done: the leader's own entry, the stored form for everybody else, and whether the store had it."""
+    """The load is done.
+
+    Args:
+        entry: the leader's own.
+        packed: the stored form, for everybody else.
+        found: the store had it.
+        overtaken: the store refused it, because of an invalidation that this process has not seen: those who wait may have
+            come after it, so they start over.
+    """
 
     entry: Entry
     packed: Entry | None
     found: bool = False
+    overtaken: bool = False
+
+
+class Streaming(NamedTuple):
+    """The function gave a stream, which is being recorded; the flight can be joined until the recording is gone."""
+
+    recording: Recording
 
 
 class Failed(NamedTuple):
@@ -43,17 +65,24 @@ class Abandoned(NamedTuple):
     error: BaseException
 
 
-Outcome = Landed | Failed | Abandoned
+class TimedOut(Exception):  # noqa: N818  a signal, never seen outside
+    """The time to wait for another caller's load is over."""
+
+
+TIMED_OUT = TimedOut()
+
+Outcome = Landed | Streaming | Failed | Abandoned
 
 
 class Flight:
     """One running load.
 
-    `fenced` is set by an invalidation that happens meanwhile: the result goes to those who wait and is not stored.
-    `loop` and `task` are set when an event loop runs the load.  When the last of those who wait leaves, the task is cancelled.
+    `names` are the generations that it depends on.  `fenced` is set by an invalidation that happens meanwhile: the result goes
+    to those who wait and is not stored.  `loop` and `task` are set when an event loop runs the load.  When the last of those
+    who wait leaves, the task is cancelled.
     """
 
-    __slots__ = ("_lock", "_waiting", "fenced", "future", "key", "loop", "task", "thread")
+    __slots__ = ("_lock", "_waiting", "_waits_for", "fenced", "future", "key", "loop", "names", "task", "thread")
 
     def __init__(self, key: bytes) -> None:
         self.key = key
@@ -61,18 +90,24 @@ class Flight:
         self.future: Future[Outcome] = Future()
         self.future.set_running_or_notify_cancel()  # from here on no waiter's cancellation reaches the others
         self.fenced = False
+        self.names: Sequence[bytes] = ()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.task: asyncio.Task[None] | None = None
         self._waiting = 0
+        self._waits_for: list[Flight] = []
         self._lock = Lock()
 
     def enter(self) -> None:
         """One more caller depends on this flight."""
+        for outer in LEADING.get():
+            outer._waits_for.append(self)
         with self._lock:
             self._waiting += 1
 
     def leave(self) -> None:
         """A caller no longer depends on it; the last one to go cancels a load that nobody will see."""
+        for outer in LEADING.get():
+            outer._waits_for.remove(self)
         with self._lock:
             self._waiting -= 1
             last = self._waiting == 0
@@ -82,15 +117,31 @@ class Flight:
             self.loop.call_soon_threadsafe(self.task.cancel)
 
     def waits_for_itself(self, *, blocking: bool) -> bool:
-        """Whether a caller here would wait for ever: it is inside this load, or would block the loop that runs it."""
-        if self in LEADING.get():
+        """Whether a caller here, having entered, would wait for ever.
+
+        It is inside this load, or inside one that this load waits for, or would block the event loop that runs it.
+        """
+        if not set(LEADING.get()).isdisjoint(self._waited_for()):
             return True
         return blocking and self.loop is not None and self.loop is _running_loop()
+
+    def _waited_for(self) -> set[Flight]:
+        """This flight, the flights it waits for, those that these wait for, and so on."""
+        found: set[Flight] = set()
+        following = [self]
+        while following:
+            flight = following.pop()
+            if flight not in found:
+                found.add(flight)
+                following.extend(flight._waits_for)
+        return found
 
     @property
     def is_orphan(self) -> bool:
         """Whether this very thread led it and does no more: an interruption came before the flight could be ended."""
-        return self.loop is None and self.thread == get_ident() and self not in LEADING.get()
+        if self.future.done() or self.loop is not None:
+            return False
+        return self.thread == get_ident() and self not in LEADING.get()
 
     @property
     def dead(self) -> bool:
@@ -122,25 +173,30 @@ class Flights:
 
     def end(self, flight: Flight, outcome: Outcome) -> None:
         """Take the flight off the board and tell everybody who waits; only the first end counts."""
-        self._forget(flight)
+        if not isinstance(outcome, Streaming):
+            self.forget(flight)
         if not flight.future.done():
             flight.future.set_result(outcome)
 
+    def is_flying(self, key: bytes) -> bool:
+        """Whether a load of this key is running."""
+        return key in self._flights
+
     @contextmanager
-    def apart(self, key: bytes) -> Iterator[Flight]:
+    def apart(self, flight: Flight) -> Iterator[Flight]:
         """A flight that nobody joins (a refresh) but that an invalidation finds."""
-        flight = Flight(key)
         self._apart[id(flight)] = flight
         try:
             yield flight
         finally:
             self._apart.pop(id(flight), None)
 
-    def fence(self, matches: Callable[[bytes], bool]) -> None:
+    def fence(self, matches: Callable[[Flight], bool]) -> None:
         """Invalidate running loads: they finish for those who wait, are not stored, and nobody else joins them."""
-        flying = [*self._flights.values(), *self._apart.values()]
-        for key in {flight.key for flight in flying if matches(flight.key)}:
-            self.fence_key(key)
+        for flight in [*self._flights.values(), *self._apart.values()]:
+            if matches(flight):
+                flight.fenced = True
+                self.forget(flight)
 
     def fence_key(self, key: bytes) -> None:
         """The same for one key."""
@@ -149,9 +205,10 @@ class Flights:
         flight = self._flights.get(key)
         if flight is not None:
             flight.fenced = True
-            self._forget(flight)
+            self.forget(flight)
 
-    def _forget(self, flight: Flight) -> None:
+    def forget(self, flight: Flight) -> None:
+        """From now on nobody joins it."""
         if self._flights.get(flight.key) is flight:
             self._flights.pop(flight.key, None)
 

@@ -1,189 +1,33 @@
-"""What happens on everything but a hot hit, written once.
-
-Each function here is a generator of *effects*: it yields what it wants done and is sent the result (or thrown the
-exception).  It does no I/O, reads no clock and knows no threads, so `_drive` can run it blocking or in an event loop,
-and a test can step two of them by hand in any order.
-"""
+"""What happens on everything but a hot hit, written once: the store answers, or a load under way, or the function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
 
+from codomyrmex_cache._effects import Answer, AwaitableResult, Behind, Flow, KeyMoved, Lead, Load, Now, Patience, Request, Wait
+from codomyrmex_cache._entries import Found, answered, look, touched
 from codomyrmex_cache._entry import Entry
-from codomyrmex_cache._flight import Abandoned, Failed, Flight, Landed, Outcome
+from codomyrmex_cache._flight import TIMED_OUT, Abandoned, Failed, Flight, Landed, Outcome, Streaming, TimedOut
 from codomyrmex_cache._isolation import is_awaitable
-from codomyrmex_cache._policy import Ttl, is_fresh, lifetime, new_entry
+from codomyrmex_cache._load import lead
+from codomyrmex_cache._policy import Verdict, is_due_early
 from codomyrmex_cache._raising import own_copy
+from codomyrmex_cache._recording import Listener, Recording
 from codomyrmex_cache._space import Space
-from codomyrmex_cache.errors import CacheCodecError, EnvelopeError
-from codomyrmex_cache.keys import Key
-from codomyrmex_cache.stats import Counters
+from codomyrmex_cache.errors import CacheCodecError, CacheTimeoutError, EnvelopeError
 
-__all__ = [
-    "Answer", "AwaitableResult", "Call", "Effect", "Flow", "Lead", "Load", "Now", "Request", "Wait",
-    "call", "compute", "load", "pack", "read", "usable", "write",
-]  # fmt: skip
-
-
-class Call(NamedTuple):
-    """Do this to the backend."""
-
-    verb: str
-    arguments: tuple[Any, ...]
-
-
-class Load(NamedTuple):
-    """Run the user's function."""
-
-    invoke: Callable[[], Any]
-
-
-class Lead(NamedTuple):
-    """Run this flow as the leader of the flight: here and now, or as a task of its own."""
-
-    flight: Flight
-    flow: Generator[Any, Any, None]
-
-
-class Wait(NamedTuple):
-    """Until the flight has ended; answers its outcome."""
-
-    flight: Flight
-
-
-class Now(NamedTuple):
-    """What the clock says."""
-
-
-Effect = Call | Load | Lead | Wait | Now
-T = TypeVar("T")
-Flow = Generator[Effect, Any, T]
-"""Yields effects, is sent their results, returns a T."""
-
-
-class AwaitableResult(Exception):  # noqa: N818  a signal, never seen outside
-    """The function turned out to return an awaitable; the call starts over in the event loop with it."""
-
-    def __init__(self, awaitable: Any) -> None:
-        self.awaitable = awaitable
-        super().__init__()
-
-
-Parts = tuple[tuple[str, bytes], ...]
-
-
-class KeyMoved(Exception):  # noqa: N818  a signal, never seen outside
-    """An argument changed between the making of the key and the start of the function."""
-
-
-class Request(NamedTuple):
-    """One call that may need its function.
-
-    Args:
-        key: of the call.
-        invoke: runs the function with the call's arguments.
-        counters: where the outcome is counted.
-        ttl: fresh time, or a callable on the result.
-        copy: whether stored values are kept apart from handed-out ones.
-        awaits: whether the driver awaits what `invoke` gives back.
-        parts: asked before the load: what went into the key, to be stored beside the result.
-        unmoved: asked just before the load; if it says no, an argument has changed since the key was made, so the result
-            belongs to another key and to this caller alone.
-        unchanged: asked after the load; if it says no, what the key was taken from has changed and nothing is stored.
-    """
-
-    key: Key
-    invoke: Callable[[], Any]
-    counters: Counters
-    ttl: Ttl = None
-    copy: bool = True
-    awaits: bool = False
-    parts: Callable[[], Parts] = tuple
-    unmoved: Callable[[], bool] | None = None
-    unchanged: Callable[[], bool] | None = None
-
-
-class Answer(NamedTuple):
-    """What a call comes to: an entry, or the exception that its function raised."""
-
-    entry: Entry | None
-    error: BaseException | None = None
-
-    def result(self) -> Any:
-        """The value, or the exception raised."""
-        if self.entry is None:
-            assert self.error is not None
-            raise self.error
-        return self.entry.value
-
-
-# -- reading and writing ---------------------------------------------------------------------------------------------
-
-
-def read(space: Space, key: Key, counters: Counters, *, copy: bool = True) -> Flow[Entry | None]:
-    """The fresh entry under the key, or `None`.  What cannot be read, verified or decoded is a miss, counted by kind."""
-    stored = space.stored(key.text)
-    try:
-        raw = yield Call("get", (stored,))
-    except Exception as error:
-        space.backend_failed("get", error, counters)
-        return None
-    if raw is None:
-        return None
-    now = yield Now()
-    return usable(space, stored, raw, key.digest, now, counters, copy=copy)
-
-
-def usable(
-    space: Space, stored: bytes, raw: Entry, digest: bytes, now: float, counters: Counters, *, copy: bool
-) -> Entry | None:
-    """What a backend gave, verified, decoded and fresh; or `None`, counted by its reason."""
-    try:
-        entry = space.payloads.unpack(stored, raw, digest, copy=copy)
-    except (EnvelopeError, CacheCodecError) as error:
-        kind = error.kind if isinstance(error, EnvelopeError) else "undecodable"
-        counters.error(kind)
-        space.warn_once((kind,), "namespace %r: unreadable entry taken as a miss (%s: %s)", space.name, kind, error)
-        return None
-    if is_fresh(entry, now):
-        return entry
-    counters.add("expirations")
-    return None
-
-
-def pack(space: Space, key: Key, entry: Entry, counters: Counters, *, copy: bool) -> Entry | None:
-    """The stored form of an entry, or `None` (counted, logged once per type) if the value cannot be stored."""
-    try:
-        return space.payloads.pack(space.stored(key.text), entry, copy=copy)
-    except Exception as error:  # encoders, reducers and state are user code
-        counters.error("unstorable")
-        space.warn_once(
-            ("unstorable", type(entry.value).__qualname__),
-            "namespace %r: a result of type %s is returned but not stored: %s",
-            space.name, type(entry.value).__qualname__, error,
-        )  # fmt: skip
-        return None
-
-
-def write(space: Space, key: Key, packed: Entry, counters: Counters) -> Flow[None]:
-    """Give the packed entry to the backend."""
-    try:
-        yield Call("set", (space.stored(key.text), packed))
-    except Exception as error:
-        space.backend_failed("set", error, counters)
-    else:
-        counters.add("sets")
-
-
-# -- a call that may load --------------------------------------------------------------------------------------------
+__all__ = ["call", "compute", "opened", "stream_answer"]
 
 
 def call(space: Space, request: Request) -> Flow[Answer]:
     """Answer from the store, from a load under way, or by running the function."""
     try:
-        return (yield from _answer(space, request))
+        found = yield from look(space, request.key, request.counters, copy=request.rules.copy)
+        if found is not None:
+            answer = yield from _from_store(space, request, found)
+            if answer is not None:
+                return answer
+        return (yield from _from_load(space, request, found))
     except AwaitableResult:
         raise
     except BaseException:  # interrupted, cancelled, or a backend's error that was asked for: an outcome all the same
@@ -191,15 +35,45 @@ def call(space: Space, request: Request) -> Flow[Answer]:
         raise
 
 
-def _answer(space: Space, request: Request) -> Flow[Answer]:
-    counters = request.counters
-    entry = yield from read(space, request.key, counters, copy=request.copy)
-    if entry is not None:
-        counters.hit(entry.cost)
-        return Answer(entry)
-    stored = space.stored(request.key.text)
+def _from_store(space: Space, request: Request, found: Found) -> Flow[Answer | None]:
+    """The stored entry's answer, if it may be given; a refresh is started behind it if one is due."""
+    entry, rules = found.entry, request.rules
+    if found.verdict is Verdict.EXPIRED or (found.verdict is Verdict.STALE and entry.streamed):
+        return None
+    answer = answered(space, request, entry) if entry.raised else Answer(entry)
+    if answer is None:
+        return None
+    if found.verdict is Verdict.STALE:
+        yield from _refresh_behind(space, request, entry)
+        request.counters.add("stale_hits")
+        return answer
+    if rules.early and not entry.streamed and is_due_early(entry, (yield Now()), rules.early, space.draw()):
+        yield from _refresh_behind(space, request, entry)
+    elif rules.touch:
+        yield from touched(space, request.key, found, request.counters)
+    request.counters.hit(entry.cost)
+    return answer
+
+
+def _refresh_behind(space: Space, request: Request, seen: Entry) -> Flow[None]:
+    if not space.flights.is_flying(space.stored(request.key.text)):
+        yield Behind(_refreshed(space, request, seen))
+
+
+def _refreshed(space: Space, request: Request, seen: Entry) -> Flow[None]:
+    own = Flight(space.stored(request.key.text))
+    flight = space.flights.join(own)
+    if flight is not own:
+        flight.leave()
+        return
+    yield Lead(flight, lead(space, request, flight, Patience(None), seen))
+    yield Wait(flight, Patience(None))
+
+
+def _from_load(space: Space, request: Request, found: Found | None) -> Flow[Answer]:
+    patience = Patience(request.rules.wait)
     while True:
-        own = Flight(stored)
+        own = Flight(space.stored(request.key.text))
         try:
             flight = space.flights.join(own)
             leads = flight is own
@@ -207,15 +81,24 @@ def _answer(space: Space, request: Request) -> Flow[Answer]:
                 flight.leave()
                 return (yield from compute(request))
             if leads:
-                yield Lead(flight, _lead(space, request, flight))
-            outcome: Outcome = yield Wait(flight)
+                yield Lead(flight, lead(space, request, flight, patience))
+            outcome: Outcome | TimedOut = yield Wait(flight, Patience(None) if leads else patience)
         except BaseException as error:  # an interruption or a cancellation, or a backend's error that was asked for
             if own.task is None:  # no task of its own goes on with it
                 space.flights.end(own, Abandoned(error))
             raise
+        if isinstance(outcome, TimedOut) or (leads and outcome == Abandoned(TIMED_OUT)):
+            return (yield from _waited_in_vain(space, request, found))
         if isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved):
             return (yield from compute(request))
-        answer = _leader_answer(request, outcome) if leads else (yield from _follower_answer(space, request, outcome))
+        if isinstance(outcome, Streaming):
+            answer = stream_answer(request, outcome)
+            if answer is not None:
+                request.counters.add("misses" if leads else "coalesced")
+        elif leads:
+            answer = _leader_answer(space, request, outcome)
+        else:
+            answer = yield from _follower_answer(space, request, flight, outcome)
         if answer is not None:
             return answer
 
@@ -232,86 +115,81 @@ def compute(request: Request) -> Flow[Answer]:
     return Answer(Entry(value, awaited=request.awaits))
 
 
-def _lead(space: Space, request: Request, flight: Flight) -> Flow[None]:
-    outcome: Outcome | None = None
-    try:
-        entry = yield from read(space, request.key, request.counters, copy=request.copy)
-        if entry is not None:  # stored between this call's first look and its flight
-            packed = pack(space, request.key, entry, request.counters, copy=request.copy)
-            outcome = Landed(entry, packed, found=True)
-        else:
-            outcome = yield from load(space, request, flight)
-    except BaseException as error:
-        outcome = Abandoned(error)
-        raise
-    finally:
-        space.flights.end(flight, outcome or Abandoned(GeneratorExit()))
+def _waited_in_vain(space: Space, request: Request, found: Found | None) -> Flow[Answer]:
+    if request.rules.on_wait_timeout == "raise":
+        raise CacheTimeoutError(
+            f"namespace {space.name!r}: another caller's load of {request.key.text!r} took longer than "
+            f'wait={request.rules.wait:g} seconds; wait longer, or compute with on_wait_timeout="compute"'
+        )
+    old = None if found is None or request.rules.on_wait_timeout != "stale" else answered(space, request, found.entry)
+    if old is None:
+        return (yield from compute(request))
+    request.counters.add("stale_hits")
+    return old
 
 
-def load(space: Space, request: Request, flight: Flight) -> Flow[Outcome]:
-    """Run the function and store its result unless the flight was fenced meanwhile."""
-    counters = request.counters
-    parts = request.parts()
-    if request.unmoved is not None and not (yield Load(request.unmoved)):
-        return Abandoned(KeyMoved())
-    started = yield Now()
-    try:
-        value = yield Load(request.invoke)
-    except Exception as error:
-        counters.load((yield Now()) - started, failed=True)
-        return Failed(error)
-    if not request.awaits and is_awaitable(value):
-        raise AwaitableResult(value)
-    now = yield Now()
-    counters.load(now - started)
-    seconds = _checked_lifetime(space, request, value)
-    if request.unchanged is not None and not (yield Load(request.unchanged)):
-        seconds = 0.0
-    key = request.key
-    entry = new_entry(value, seconds, now, cost=now - started, digest=key.digest, parts=parts, awaited=request.awaits)
-    packed = pack(space, request.key, entry, counters, copy=request.copy)
-    if packed is not None and seconds != 0 and not flight.fenced:
-        yield from write(space, request.key, packed, counters)
-        if flight.fenced:  # invalidated while it was being written: which came first, the backend alone knows
-            yield Call("delete", (space.stored(key.text),))
-    return Landed(entry, packed)
-
-
-def _checked_lifetime(space: Space, request: Request, value: object) -> float | None:
-    """The lifetime; a ttl callable that fails costs the storing, not the call."""
-    try:
-        return lifetime(request.ttl, value)
-    except Exception as error:  # the callable is user code
-        request.counters.error("ttl")
-        space.warn_once(("ttl",), "namespace %r: ttl callable failed, result not stored (%s)", space.name, error)
-        return 0.0
-
-
-def _leader_answer(request: Request, outcome: Outcome) -> Answer:
+def _leader_answer(space: Space, request: Request, outcome: Outcome) -> Answer:
     counters = request.counters
     if isinstance(outcome, Landed) and outcome.found:
         counters.hit(outcome.entry.cost)
-        return Answer(outcome.entry)
+        answer = answered(space, request, outcome.entry)
+        assert answer is not None  # the leader has seen to that
+        return answer
     counters.add("misses")
     if isinstance(outcome, Landed):
         return Answer(outcome.entry)
+    assert not isinstance(outcome, Streaming)
     return Answer(None, outcome.error)
 
 
-def _follower_answer(space: Space, request: Request, outcome: Outcome) -> Flow[Answer | None]:
+def stream_answer(request: Request, outcome: Streaming) -> Answer | None:
+    """The recording with a place in it; `None` to start over if it takes no more listeners."""
+    listener = outcome.recording.listen()
+    if listener is None:
+        return None
+    return Answer(Entry((outcome.recording, listener), streamed=True, awaited=request.awaits))
+
+
+def opened(answer: Answer) -> tuple[Recording, Listener]:
+    """The recording that an answer comes to, and a place in it: one that runs, a stored one, or one of the caller's own."""
+    if answer.entry is None:
+        assert answer.error is not None
+        raise answer.error
+    value = answer.entry.value
+    if answer.entry.streamed and isinstance(value[0], Recording):
+        found: tuple[Recording, Listener] = value
+        return found
+    if answer.entry.streamed:
+        recording = Recording.finished(value[1], value[2], is_async=value[0], copy=False)
+    else:
+        recording = Recording(
+            value, is_async=hasattr(type(value), "__anext__"), bound=0, copy=False, keep=_nothing, gone=_nothing
+        )  # fmt: skip
+    listener = recording.listen()
+    assert listener is not None
+    return recording, listener
+
+
+def _nothing() -> None:
+    """A caller's own stream is not kept, and nobody waits for its end."""
+
+
+def _follower_answer(space: Space, request: Request, flight: Flight, outcome: Outcome) -> Flow[Answer | None]:
     """The follower's own copy; `None` to start over."""
     counters = request.counters
-    if isinstance(outcome, Abandoned):
-        return None
     if isinstance(outcome, Failed):
         counters.add("coalesced")
         return Answer(None, own_copy(outcome.error))
+    if not isinstance(outcome, Landed) or outcome.overtaken:
+        return None
     if outcome.packed is None:  # cannot be kept apart from the leader's value, so it is not shared
         return (yield from compute(request))
     try:
         stored = space.stored(request.key.text)
-        entry = space.payloads.unpack(stored, outcome.packed, request.key.digest, copy=request.copy)
+        entry = space.payloads.unpack(stored, outcome.packed, request.key.digest, copy=request.rules.copy)
     except (EnvelopeError, CacheCodecError):
         return (yield from compute(request))
-    counters.add("coalesced")
-    return Answer(replace(entry, awaited=outcome.entry.awaited))
+    answer = answered(space, request, replace(entry, awaited=outcome.entry.awaited))
+    if answer is not None:
+        counters.add("coalesced")
+    return answer

@@ -7,13 +7,14 @@ ever searched or removed on invalidation: a dead cell is passed by, and the fron
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from codomyrmex_cache._entry import Clock
 from codomyrmex_cache._signature import RESERVED, Shape
 from codomyrmex_cache.backends.in_memory import Cell
+from codomyrmex_cache.errors import CacheCodecError
 
-__all__ = ["Front", "wrapper_source"]
+__all__ = ["MISSES", "Front", "wrapper_source"]
 
 _MAX_TEXT = 4096
 """Longer strings are not kept as front keys: they would hold the memory that the bound on entries is there to limit."""
@@ -71,48 +72,57 @@ def _interchangeable(value: Any) -> bool:
     return kind is bool or value is None
 
 
-_SOURCE = """\
-{define} {prefix}function({declaration}):
+_HOT = """\
     try:
         {prefix}cell = {prefix}cells[{kinds}][{values}]
-    except (KeyError, TypeError):  # a metaclass may make a type unhashable
-        return {wait}{prefix}cold({bound})
-    {prefix}value = {prefix}cell.value  # before the deadline: see Cell
-    if {prefix}now() < {prefix}cell.deadline:
+        {prefix}value = {prefix}cell.value  # before the deadline: see Cell
+        if {prefix}now() < {prefix}cell.deadline:
 {copying}\
-        {prefix}counters.hits += 1
-        {prefix}counters.seconds_saved += {prefix}cell.cost
-        {prefix}cell.visited = True
-        return {prefix}value
-    return {wait}{prefix}cold({bound})
+            {prefix}counters.hits += 1
+            {prefix}counters.seconds_saved += {prefix}cell.cost
+            {prefix}cell.visited = True
+            return {prefix}value
+    except {prefix}misses:
+        pass
 """
 _COPYING = """\
-        if not {prefix}cell.shared:
-            try:
+            if not {prefix}cell.shared:
                 {prefix}value = {prefix}isolated({prefix}value)
-            except {prefix}error:
-                return {wait}{prefix}cold({bound})
-"""
-_SOURCE_WITHOUT_FRONT = """\
-{define} {prefix}function({declaration}):
-    return {wait}{prefix}cold({bound})
 """
 
+MISSES = (KeyError, TypeError, CacheCodecError)
+"""What the hot lines may raise: no such cell, a type made unhashable by its metaclass, a value that cannot be copied now."""
 
-def wrapper_source(shape: Shape, *, is_async: bool, copy: bool, front: bool) -> str:
-    """The wrapper as source: `_cached_function` with the function's own parameters."""
+_COLD = {
+    # the function is called from the wrapper, so that in a function that calls itself no frames of ours lie in between
+    "plain": """\
+    {prefix}run = {prefix}cold({bound})
+    if {prefix}run.load is not None:
+        try:
+            {prefix}value = {prefix}target({arguments})
+        except BaseException as {prefix}raised:
+            {prefix}run.resume(None, {prefix}raised)
+        else:
+            {prefix}run.resume({prefix}value)
+    return {prefix}run.finish()
+""",
+    "coroutine": "    return await {prefix}cold({bound})\n",
+    "other": "    return {prefix}cold({bound})\n",
+}
+
+
+def wrapper_source(shape: Shape, *, kind: Literal["plain", "coroutine", "other"], copy: bool, front: bool) -> str:
+    """The wrapper as source: `_cached_function` with the function's own parameters; "other" leaves all to what is cold."""
     names = shape.names
     single = len(names) == 1
     kinds = "".join(f"{RESERVED}type({name}), " for name in names)
     parts = {
-        "define": "async def" if is_async else "def",
-        "wait": "await " if is_async else "",
         "prefix": RESERVED,
-        "declaration": shape.declaration,
         "bound": shape.bound,
+        "arguments": shape.arguments,
         "kinds": f"{RESERVED}type({names[0]})" if single else f"({kinds})",
         "values": names[0] if single else shape.bound,
     }
-    if not front:
-        return _SOURCE_WITHOUT_FRONT.format(**parts)
-    return _SOURCE.format(**parts, copying=_COPYING.format(**parts) if copy else "")
+    head = f"{'async ' if kind == 'coroutine' else ''}def {RESERVED}function({shape.declaration}):\n"
+    hot = _HOT.format(**parts, copying=_COPYING.format(**parts) if copy else "") if front else ""
+    return head + hot + _COLD[kind].format(**parts)

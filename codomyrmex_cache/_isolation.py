@@ -17,7 +17,7 @@ from uuid import UUID
 
 from codomyrmex_cache.errors import CacheCodecError
 
-__all__ = ["is_awaitable", "is_immutable", "is_single_use", "isolated"]
+__all__ = ["is_awaitable", "is_immutable", "is_single_use", "is_stream", "isolated"]
 
 _ATOMS: frozenset[type] = frozenset(
     {
@@ -56,6 +56,21 @@ def is_single_use(value: object) -> bool:
     """Whether using `value` once uses it up: iterators, awaitables, open files."""
     kind = type(value)
     return hasattr(kind, "__next__") or hasattr(kind, "__anext__") or is_awaitable(value) or issubclass(kind, io.IOBase)
+
+
+def is_stream(value: object) -> bool:
+    """Whether `value` gives chunks one by one until it is closed: a generator, or what an SDK answers with `stream=True`.
+
+    Not what can be read in other ways too (files, responses, database cursors): those would pass by the recording.
+
+    >>> is_stream(letter for letter in "ab"), is_stream(iter([1])), is_stream([1])
+    (True, False, False)
+    """
+    kind = type(value)
+    if any(hasattr(kind, reader) for reader in ("read", "fetchone")) or is_awaitable(value):
+        return False
+    asynchronous = hasattr(kind, "__anext__") and (hasattr(kind, "aclose") or hasattr(kind, "close"))
+    return asynchronous or (hasattr(kind, "__next__") and hasattr(kind, "close"))
 
 
 def isolated(value: Any) -> Any:

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from inspect import iscoroutine, iscoroutinefunction, unwrap
+from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgeneratorfunction, unwrap
 from typing import Any
 
 from codomyrmex_cache import _verbs as verbs
-from codomyrmex_cache._drive import arun, run
+from codomyrmex_cache._drive import Run, arun, run
+from codomyrmex_cache._effects import Answer, AwaitableResult, Request
+from codomyrmex_cache._entries import answered, read
 from codomyrmex_cache._entry import MISSING, Entry, Missing
 from codomyrmex_cache._explain import Explanation, explain
-from codomyrmex_cache._flow import Answer, AwaitableResult, Request, call, read
+from codomyrmex_cache._flow import call, opened
 from codomyrmex_cache._front import Front
 from codomyrmex_cache._isolation import is_awaitable, is_immutable
 from codomyrmex_cache._keying import Keying, make_keyer
-from codomyrmex_cache._policy import Ttl
+from codomyrmex_cache._policy import Rules
 from codomyrmex_cache._signature import RESERVED, compile_function, shape_of
 from codomyrmex_cache.backends.in_memory import Cell
 from codomyrmex_cache.cache import Cache
 from codomyrmex_cache.errors import UnkeyableError
 from codomyrmex_cache.keys import Key
 from codomyrmex_cache.stats import CacheStats
+from codomyrmex_cache.streams import AsyncCachedStream, CachedStream, Opened
 
-__all__ = ["Memo"]
+__all__ = ["Memo", "Tags"]
 
 logger = logging.getLogger(__name__)
+
+Tags = Sequence[str] | Callable[..., Sequence[str]]
+"""Tags of every result, or a function of the call's arguments that gives them."""
 
 
 class Memo:
@@ -35,62 +42,62 @@ class Memo:
     Args:
         function: the user's.
         cache: its namespace.
-        ttl: validated fresh time.
-        copy: whether handed-out results are kept apart from stored ones.
-        keying: what the decorator says about keys.
+        rules: what the decorator says about time and storing.
+        keying: what it says about keys.
+        tags: of its results.
     """
 
-    def __init__(self, function: Callable[..., Any], cache: Cache, *, ttl: Ttl, copy: bool, keying: Keying) -> None:
+    def __init__(self, function: Callable[..., Any], cache: Cache, *, rules: Rules, keying: Keying, tags: Tags = ()) -> None:
         self.function = function
         self.cache = cache
+        self.rules = rules
         self.shape = shape_of(function)
         self.keyer = make_keyer(function, self.shape, keying)
         self._strict = keying.strict
         self.counters = cache.counters(self.keyer.name)
         self.is_async = iscoroutinefunction(function) or iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
-        self.front = Front(self.shape, enabled=self.keyer.depends_on_arguments_only)
-        self._ttl = ttl
-        self._copy = copy
+        self.gives_stream = isgeneratorfunction(function) or isasyncgenfunction(function)
+        hot = self.keyer.depends_on_arguments_only and rules.front and not tags and not self.gives_stream
+        self.front = Front(self.shape, enabled=hot)
         self._hinted = not self.is_async and iscoroutinefunction(unwrap(function))
-        target: dict[str, object] = {f"{RESERVED}target": function}
-        self._call = compile_function(
-            f"def {RESERVED}function({RESERVED}bound): return {RESERVED}target({self.shape.unpacked})", "call", target
-        )
+        self._call = self._compiled(function)
+        self._tags = self._compiled(tags) if callable(tags) else lambda _: tags
         self._bind = compile_function(
             f"def {RESERVED}function({self.shape.declaration}): return {self.shape.bound}",
             getattr(function, "__name__", "call"),
             self.shape.defaults,
         )
 
+    def _compiled(self, target: Callable[..., Any]) -> Callable[[tuple[Any, ...]], Any]:
+        """`target` as a function of the bound arguments."""
+        source = f"def {RESERVED}function({RESERVED}bound): return {RESERVED}target({self.shape.unpacked})"
+        return compile_function(source, "call", {f"{RESERVED}target": target})
+
     # -- calls
 
-    def cold(self, bound: tuple[Any, ...]) -> Any:
-        """Answer a call that the front could not; if the function gives an awaitable for it, so does this."""
-        invoke: Callable[[], Any] = partial(self._call, bound)
+    def cold(self, bound: tuple[Any, ...]) -> ColdCall | Finished:
+        """Answer a call that the front could not, as far as the function; if that gives an awaitable, so does this."""
         try:
             key = self.keyer.key(bound)
         except UnkeyableError as error:
-            return self._uncached(error, invoke)
-        if self._hinted:
-            # A wrapper around a coroutine function.  Calling it tells whether it hands the coroutine on or runs it itself;
-            # if it hands it on, nothing has run yet, and a loop need not wait for the store meanwhile.
-            try:
-                result = invoke()
-            except BaseException:
-                self.counters.add("misses")
-                raise
-            if is_awaitable(result):
-                return self._adopt(key, bound, result)
-            self._hinted = False
-            invoke = _constant(result)
-        space = self.cache.space
+            return Finished(self._uncached(error, partial(self._call, bound)))
+        invoke: Callable[[], Any] = partial(self._call, bound)
+        if not self._hinted:
+            return ColdCall(self, bound, self._request(key, invoke, bound))
+        # A wrapper around a coroutine function.  Calling it tells whether it hands the coroutine on or runs it itself;
+        # if it hands it on, nothing has run yet, and a loop need not wait for the store meanwhile.
         try:
-            answer = run(space, call(space, self._request(key, invoke, bound)))
-        except AwaitableResult as result:
-            return self._adopt(key, bound, result.awaitable)
-        if answer.entry is not None and answer.entry.awaited:
-            return _ready(answer.entry.value)
-        return self._finish(answer, bound, key)
+            result = invoke()
+        except BaseException:
+            self.counters.add("misses")
+            raise
+        if is_awaitable(result):
+            return Finished(self.adopt(self._request(key, invoke, bound), bound, result))
+        self._hinted = False
+        cold = ColdCall(self, bound, self._request(key, invoke, bound))
+        if cold.load is not None:
+            cold.resume(result)
+        return cold
 
     async def acold(self, bound: tuple[Any, ...]) -> Any:
         """The same in an event loop."""
@@ -98,11 +105,11 @@ class Memo:
             key = self.keyer.key(bound)
         except UnkeyableError as error:
             return await self._uncached(error, partial(self._call, bound))
-        space = self.cache.space
-        answer = await arun(space, call(space, self._request(key, partial(self._call, bound), bound, awaits=True)))
-        return self._finish(answer, bound, key)
+        request = self._request(key, partial(self._call, bound), bound, awaits=True)
+        answer = await arun(self.cache.space, call(self.cache.space, request))
+        return self.finish(answer, bound, request)
 
-    async def _adopt(self, key: Key, bound: tuple[Any, ...], awaitable: Awaitable[Any]) -> Any:
+    async def adopt(self, request: Request, bound: tuple[Any, ...], awaitable: Awaitable[Any]) -> Any:
         """Finish in the event loop a call whose function has already given back its awaitable."""
         taken = False
 
@@ -111,21 +118,47 @@ class Memo:
             taken = True
             return awaitable
 
-        space = self.cache.space
+        request = self._request(request.key, invoke, bound, awaits=True)
         try:
-            answer = await arun(space, call(space, self._request(key, invoke, bound, awaits=True)))
+            answer = await arun(self.cache.space, call(self.cache.space, request))
         finally:
             if not taken and iscoroutine(awaitable):
                 awaitable.close()
-        return self._finish(answer, bound, key)
+        return self.finish(answer, bound, request)
 
-    def _request(self, key: Key, invoke: Callable[[], Any], bound: tuple[Any, ...], *, awaits: bool = False) -> Request:
-        """Between the making of a key and the start of its function an event loop may let others change the arguments."""
+    def stream(self, bound: tuple[Any, ...]) -> Any:
+        """Answer a call of a generator function: like a generator it does nothing before its first item is wanted."""
+        asynchronous = isasyncgenfunction(self.function)
+        try:
+            key = self.keyer.key(bound)
+        except UnkeyableError as error:
+            return self._uncached(error, partial(self._call, bound))
+        request = self._request(key, partial(self._call, bound), bound, awaits=asynchronous, later=True)
+        return (
+            AsyncCachedStream(partial(self._aopened, request)) if asynchronous else CachedStream(partial(self._opened, request))
+        )
+
+    def _opened(self, request: Request) -> Opened:
+        return opened(run(self.cache.space, call(self.cache.space, request)))
+
+    async def _aopened(self, request: Request) -> Opened:
+        return opened(await arun(self.cache.space, call(self.cache.space, request)))
+
+    def _request(
+        self, key: Key, invoke: Callable[[], Any], bound: tuple[Any, ...], *, awaits: bool = False, later: bool = False
+    ) -> Request:
+        """Before its function starts, an event loop or a stream may let others change the arguments that the key was made of."""
         still = partial(self._is_still, key, bound)
-        unmoved = still if awaits and not all(map(is_immutable, bound)) else None
+        unmoved = still if (awaits or later) and not all(map(is_immutable, bound)) else None
         unchanged = still if self.keyer.volatile else None
-        parts = partial(self._parts, bound)
-        return Request(key, invoke, self.counters, self._ttl, self._copy, awaits, parts, unmoved, unchanged)
+        parts, tags = partial(self._parts, bound), partial(self._tags_of, bound)
+        return Request(key, invoke, self.counters, self.rules, awaits, tags, parts, unmoved, unchanged)
+
+    def _tags_of(self, bound: tuple[Any, ...]) -> Sequence[str]:
+        tags = self._tags(bound)
+        if isinstance(tags, str):
+            raise TypeError(f"tags are {tags!r}: give a list of str")
+        return tuple(tags)
 
     def _parts(self, bound: tuple[Any, ...]) -> tuple[tuple[str, bytes], ...]:
         try:
@@ -139,13 +172,26 @@ class Memo:
         except UnkeyableError:
             return False
 
-    def _finish(self, answer: Answer, bound: tuple[Any, ...], key: Key) -> Any:
+    def finish(self, answer: Answer, bound: tuple[Any, ...], request: Request) -> Any:
+        """The result of a call, or its exception raised."""
         if answer.entry is None:
             assert answer.error is not None
             raise answer.error
+        if answer.entry.streamed:
+            return self._view(answer, request)
         if answer.entry.awaited is self.is_async:  # a plain wrapper that returns awaitables has no use for bare values
-            self._promote(bound, key)
+            self._promote(bound, request.key)
         return answer.entry.value
+
+    def _view(self, answer: Answer, request: Request) -> CachedStream[Any] | AsyncCachedStream[Any]:
+        first = [opened(answer)]
+        if not first[0][0].is_async:
+            return CachedStream(lambda: first.pop() if first else self._opened(request))
+
+        async def open_it() -> Opened:
+            return first.pop() if first else await self._aopened(request)
+
+        return AsyncCachedStream(open_it)
 
     def _promote(self, bound: tuple[Any, ...], key: Key) -> None:
         """Let the next call with these arguments be a hot hit."""
@@ -155,7 +201,9 @@ class Memo:
             return
         cell = cell_of(space.stored(key.text))
         entry = None if cell is None else cell.entry
-        if cell is not None and entry is not None and entry.digest == key.digest and entry.awaited is self.is_async:
+        if cell is None or entry is None or entry.digest != key.digest or entry.awaited is not self.is_async:
+            return
+        if not entry.raised and not entry.streamed:
             self.front.fill(bound, cell, space.clock)
 
     def _uncached(self, error: UnkeyableError, invoke: Callable[[], Any]) -> Any:
@@ -182,13 +230,19 @@ class Memo:
 
     def peek(self, /, *args: Any, **kwargs: Any) -> Any | Missing:
         """The stored result of this call or `MISSING`; nothing runs, nothing is counted."""
-        entry = run(self.cache.space, self._read(args, kwargs))
-        return MISSING if entry is None else entry.value
+        return self._peeked(run(self.cache.space, self._read(args, kwargs)))
 
     async def apeek(self, /, *args: Any, **kwargs: Any) -> Any | Missing:
         """`peek` for event loops."""
-        entry = await arun(self.cache.space, self._read(args, kwargs))
-        return MISSING if entry is None else entry.value
+        return self._peeked(await arun(self.cache.space, self._read(args, kwargs)))
+
+    def _peeked(self, entry: Entry | None) -> Any | Missing:
+        if entry is None or entry.raised:
+            return MISSING
+        if not entry.streamed:
+            return entry.value
+        found = opened(Answer(entry))[0]
+        return AsyncCachedStream(found) if found.is_async else CachedStream(found)
 
     def contains(self, /, *args: Any, **kwargs: Any) -> bool:
         """Whether this call would be a hit."""
@@ -199,26 +253,36 @@ class Memo:
         return await arun(self.cache.space, self._read(args, kwargs)) is not None
 
     def entry(self, /, *args: Any, **kwargs: Any) -> Entry | None:
-        """The stored result of this call with its times, or `None`."""
-        entry = run(self.cache.space, self._read(args, kwargs))
-        return None if entry is None else self.cache.presented(entry)
+        """The stored result of this call with its times, or `None`; of a stream its items, of an error the exception."""
+        return self._presented(run(self.cache.space, self._read(args, kwargs)))
 
     async def aentry(self, /, *args: Any, **kwargs: Any) -> Entry | None:
         """`entry` for event loops."""
-        entry = await arun(self.cache.space, self._read(args, kwargs))
-        return None if entry is None else self.cache.presented(entry)
+        return self._presented(await arun(self.cache.space, self._read(args, kwargs)))
+
+    def _presented(self, entry: Entry | None) -> Entry | None:
+        if entry is None:
+            return None
+        if entry.streamed:
+            entry = replace(entry, value=entry.value[1])
+        elif entry.raised:
+            answer = answered(self.cache.space, Request(Key("", b""), _nothing, self.counters, self.rules), entry)
+            entry = replace(entry, value=None if answer is None else answer.error)
+        return self.cache.presented(entry)
 
     def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the function now and store its result; of a coroutine function, an awaitable of that."""
         if self.is_async:
             return self.arefresh(*args, **kwargs)
         bound = self._bind(*args, **kwargs)
-        request = self._request(self.keyer.key(bound), partial(self._call, bound), bound)
+        request = self._request(
+            self.keyer.key(bound), partial(self._call, bound), bound, awaits=isasyncgenfunction(self.function)
+        )
         try:
             answer = run(self.cache.space, verbs.refresh(self.cache.space, request))
         except AwaitableResult as result:
             return self._refresh(request._replace(invoke=_constant(result.awaitable), awaits=True), bound)
-        return self._finish(answer, bound, request.key)
+        return self.finish(answer, bound, request)
 
     async def arefresh(self, /, *args: Any, **kwargs: Any) -> Any:
         """`refresh` for event loops."""
@@ -228,7 +292,7 @@ class Memo:
 
     async def _refresh(self, request: Request, bound: tuple[Any, ...]) -> Any:
         answer = await arun(self.cache.space, verbs.refresh(self.cache.space, request))
-        return self._finish(answer, bound, request.key)
+        return self.finish(answer, bound, request)
 
     def bypass(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the function as if it were not decorated; counted as a bypass."""
@@ -249,8 +313,11 @@ class Memo:
         return await arun(self.cache.space, verbs.delete(self.cache.space, self._key(args, kwargs), self.counters))
 
     def seed(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
-        """Store `value` as the result of this call."""
-        run(self.cache.space, self._store(value, args, kwargs, awaited=self.is_async or self._hinted))
+        """Store `value` as the result of this call; of a generator function, its items."""
+        run(
+            self.cache.space,
+            self._store(value, args, kwargs, awaited=self.is_async or self._hinted or isasyncgenfunction(self.function)),
+        )
 
     async def aseed(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
         """`seed` for event loops."""
@@ -292,21 +359,70 @@ class Memo:
         return self.keyer.key(self._bind(*args, **kwargs))
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return read(self.cache.space, self._key(args, kwargs), self.counters, copy=self._copy)
+        return read(self.cache.space, self._key(args, kwargs), self.counters, copy=self.rules.copy)
 
     def _store(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, awaited: bool) -> Any:
         bound = self._bind(*args, **kwargs)
+        if self.gives_stream:
+            value = (isasyncgenfunction(self.function), list(value), None)
         return verbs.store(
-            self.cache.space, self.keyer.key(bound), value, self.counters,
-            ttl=self._ttl, copy=self._copy, awaited=awaited, parts=self._parts(bound),
+            self.cache.space, self.keyer.key(bound), value, self.counters, ttl=self.rules.ttl, copy=self.rules.copy,
+            tags=self._tags_of(bound), awaited=awaited, streamed=self.gives_stream, parts=self._parts(bound),
         )  # fmt: skip
 
     def _clear(self) -> Any:
-        return verbs.clear(self.cache.space, self.keyer.prefix, self.counters, self.keyer.owns)
+        return verbs.clear(self.cache.space, self.keyer.prefix, self.counters, self.keyer.name, self.keyer.owns)
+
+
+class ColdCall(Run[Answer]):
+    """A call under way; `finish` gives its result once `load` is `None`."""
+
+    __slots__ = ("_awaitable", "_bound", "_memo", "_request")
+
+    def __init__(self, memo: Memo, bound: tuple[Any, ...], request: Request) -> None:
+        self._memo, self._bound, self._request = memo, bound, request
+        self._awaitable: Awaitable[Any] | None = None
+        space = memo.cache.space
+        super().__init__(space, call(space, request))
+
+    def resume(self, reply: Any, error: BaseException | None = None) -> None:
+        try:
+            super().resume(reply, error)
+        except AwaitableResult as result:
+            self._awaitable = result.awaitable
+
+    def finish(self) -> Any:
+        """The result, or the exception raised."""
+        if self._awaitable is not None:
+            return self._memo.adopt(self._request, self._bound, self._awaitable)
+        entry = self.value.entry
+        result = self._memo.finish(self.value, self._bound, self._request)
+        return _ready(result) if entry is not None and entry.awaited else result
+
+
+class Finished:
+    """A call that is over already."""
+
+    __slots__ = ("_result",)
+    load = None
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def resume(self, reply: Any, error: BaseException | None = None) -> None:
+        """Never needed."""
+
+    def finish(self) -> Any:
+        """The result."""
+        return self._result
 
 
 def _constant(result: Any) -> Callable[[], Any]:
     return lambda: result
+
+
+def _nothing() -> None:
+    """Stands for a function that is not run."""
 
 
 async def _ready(value: Any) -> Any:

@@ -25,6 +25,9 @@ class Payloads(Protocol):
     def unpack(self, key: bytes, entry: Entry, digest: bytes, *, copy: bool) -> Entry:
         """The entry with a value to hand out. Raises EnvelopeError or CacheCodecError if it cannot be trusted."""
 
+    def retimed(self, key: bytes, entry: Entry, digest: bytes, times: Entry) -> Entry:
+        """The stored form with the times of another entry. Raises EnvelopeError."""
+
     def describe(self, key: bytes, entry: Entry, digest: bytes) -> tuple[Entry, bool]:
         """The entry without decoding its value, and whether it answers this digest. Raises EnvelopeError."""
 
@@ -44,6 +47,9 @@ class ObjectPayloads:
         if entry.shared or not copy:
             return entry
         return replace(entry, value=isolated(entry.value))
+
+    def retimed(self, key: bytes, entry: Entry, digest: bytes, times: Entry) -> Entry:
+        return replace(entry, created=times.created, fresh_until=times.fresh_until, expires_at=times.expires_at)
 
     def describe(self, key: bytes, entry: Entry, digest: bytes) -> tuple[Entry, bool]:
         return entry, digest == entry.digest

@@ -33,6 +33,13 @@ class SealedPayloads:
         value = codecs.loads(envelope.codec, envelope.payload, allow_pickle=self._seal.trusted)
         return replace(envelope.entry, value=value)
 
+    def retimed(self, key: bytes, entry: Entry, digest: bytes, times: Entry) -> Entry:
+        envelope = self._seal.open(key, entry.value, digest)
+        timed = replace(
+            envelope.entry, created=times.created, fresh_until=times.fresh_until, expires_at=times.expires_at
+        )  # fmt: skip
+        return replace(timed, value=self._seal.seal(key, timed, envelope.codec, envelope.payload))
+
     def describe(self, key: bytes, entry: Entry, digest: bytes) -> tuple[Entry, bool]:
         try:
             return self._seal.open(key, entry.value, digest).entry, True

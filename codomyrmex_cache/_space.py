@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from threading import BoundedSemaphore
 from typing import Literal
 
 from codomyrmex_cache._entry import Clock
 from codomyrmex_cache._flight import Flights
+from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache._heart import Heart
 from codomyrmex_cache._payload import Payloads
-from codomyrmex_cache.backends.base import AsyncBackend, Backend, ReportsEvictions, namespace_prefix
-from codomyrmex_cache.errors import CacheBackendError
+from codomyrmex_cache.backends.base import (
+    AsyncBackend,
+    Backend,
+    Begun,
+    Coordinates,
+    ReportsEvictions,
+    generation_name,
+    namespace_prefix,
+)  # fmt: skip
+from codomyrmex_cache.errors import CacheBackendError, CacheConfigurationError
 from codomyrmex_cache.stats import Counters
 
 __all__ = ["OnError", "Space"]
 
 OnError = Literal["bypass", "raise"]
+
+_REFRESHES = 8
+"""Threads that refresh at the same time in one namespace; beyond that the next stale hit tries again."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +65,15 @@ class Space:
         self.flights = Flights()
         self.counters = counters
         self.is_async = isinstance(backend, AsyncBackend)
+        self.heart = Heart(backend, self._beat_failed) if isinstance(backend, Coordinates) else None
+        self.coordinates = self.heart is not None
+        self.elects = self.coordinates and backend.payload == "bytes"  # others than this process may load
+        self.behind = BoundedSemaphore(_REFRESHES)
+        self.tasks: set[object] = set()  # refreshes in event loops
         self._warned: set[tuple[str, ...]] = set()
         if isinstance(backend, ReportsEvictions):
             backend.subscribe(self._evicted)
+        renew_after_fork(self)
 
     def stored(self, text: str) -> bytes:
         """The backend's key for a key text of this namespace."""
@@ -60,6 +82,54 @@ class Space:
     def text(self, stored: bytes) -> str:
         """The key text behind a backend's key."""
         return stored[len(self.prefix) :].decode("utf-8", "surrogatepass")
+
+    def scopes(self, text: str) -> tuple[bytes, ...]:
+        """The generations that every entry of this key depends on: its namespace's and its function's."""
+        owner = owner_of(text)
+        namespace = generation_name("n", self.prefix)
+        return (namespace, self.scope(owner)) if owner else (namespace,)
+
+    def scope(self, owner: str) -> bytes:
+        """The generation of a function; of the whole namespace if the name is empty."""
+        if not owner:
+            return generation_name("n", self.prefix)
+        return generation_name("f", self.prefix + owner.encode("utf-8", "surrogatepass"))
+
+    def tag(self, tag: str) -> bytes:
+        """The generation of a tag.
+
+        Raises:
+            TypeError: not a `str`.
+            CacheConfigurationError: the backend has no tags.
+        """
+        if not isinstance(tag, str):
+            raise TypeError(f"tag {tag!r}: give a str")
+        self.check_coordinates("tags")
+        return generation_name("t", self.prefix + tag.encode("utf-8", "surrogatepass"))
+
+    def check_coordinates(self, what: str) -> None:
+        """Raise CacheConfigurationError if the backend lacks the verbs of `Coordinates`, which `what` needs."""
+        if not self.coordinates:
+            raise CacheConfigurationError(
+                f"namespace {self.name!r}: {type(self.backend).__name__} has no {what}; "
+                f"it would need the verbs of codomyrmex_cache.backends.base.Coordinates"
+            )
+
+    def holding(self, stored: bytes, begun: Begun | None, lost: Callable[[], None]) -> AbstractContextManager[None]:
+        """Keep the lease, if there is one, within the block."""
+        if self.heart is None or begun is None or not begun.lease or not self.elects:
+            return nullcontext()
+        return self.heart.holding(stored, begun.lease, lost)
+
+    @staticmethod
+    def draw() -> float:
+        """A number from [0, 1); `random` is 20 modules, for which most programs here have no use."""
+        from random import random
+
+        return random()  # noqa: S311  spreads load, hides nothing
+
+    def _beat_failed(self, error: Exception) -> None:
+        self.counters[""].error(f"lease:{type(error).__name__}")
 
     def backend_failed(self, verb: str, error: Exception, counters: Counters) -> None:
         """Count a backend's failure, log its kind once, and raise it if that was asked for.
@@ -78,6 +148,14 @@ class Space:
             "namespace %r: the backend failed to %s (%s: %s); calls go on without it",
             self.name, verb, kind, error,
         )  # fmt: skip
+
+    def refresh_failed(self, error: Exception) -> None:
+        """Count a refresh that came to nothing; the old value stays until its window ends."""
+        self.counters[""].error(f"refresh:{type(error).__name__}")
+
+    def after_fork(self) -> None:
+        """The refreshes under way are the parent's."""
+        self.behind = BoundedSemaphore(_REFRESHES)
 
     def warn_once(self, cause: tuple[str, ...], message: str, *arguments: object) -> None:
         """One log line per cause and namespace."""

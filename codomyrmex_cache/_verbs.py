@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from codomyrmex_cache._entry import Entry
-from codomyrmex_cache._flight import Abandoned, Landed
-from codomyrmex_cache._flow import Answer, Call, Flow, KeyMoved, Now, Parts, Request, compute, load, pack, read, usable, write
-from codomyrmex_cache._policy import Ttl, lifetime, new_entry
+from codomyrmex_cache._effects import Answer, Call, Flow, KeyMoved, Now, Request
+from codomyrmex_cache._entries import examine, look, pack, prolong, read, write
+from codomyrmex_cache._entry import MISSING, Entry, Missing
+from codomyrmex_cache._flight import Abandoned, Flight, Landed, Streaming
+from codomyrmex_cache._flow import compute, stream_answer
+from codomyrmex_cache._load import Terms, load, terms_of
+from codomyrmex_cache._policy import Ttl, Verdict, lifetime, new_entry, prolonged
 from codomyrmex_cache._space import Space
+from codomyrmex_cache.backends.base import Begun, generation_name
 from codomyrmex_cache.keys import Key
 from codomyrmex_cache.stats import Counters
 
-__all__ = ["clear", "contains", "delete", "delete_many", "get", "get_many", "keys", "refresh", "set_many", "store"]
+__all__ = [
+    "clear", "contains", "delete", "delete_many", "get", "get_many", "invalidate_tags", "keys", "refresh", "set_many", "store",
+    "touch",
+]  # fmt: skip
+
+_TRIES = 5
+"""Of a set with tags that other writes of its key keep overtaking; then it is written as it is."""
 
 
 def store(
@@ -24,17 +35,20 @@ def store(
     *,
     ttl: Ttl = None,
     copy: bool = True,
-    awaited: bool = False,
-    parts: Parts = (),
+    tags: Sequence[str] = (),
+    **fields: Any,
 ) -> Flow[None]:
-    """Store a value that the caller has; it supersedes a load that is running."""
+    """Store a value that the caller has; it supersedes a load that is running.  `fields` are further ones of the entry."""
     seconds = lifetime(ttl, value)
+    names = tuple(map(space.tag, tags))
     space.flights.fence_key(space.stored(key.text))
     if seconds == 0:
         yield from delete(space, key, counters)
         return
-    now = yield Now()
-    entry = new_entry(value, seconds, now, digest=key.digest, parts=parts, awaited=awaited)
+    entry = new_entry(value, seconds, (yield Now()), digest=key.digest, **fields)
+    if names:
+        yield from _store_tagged(space, key, entry, names, counters, copy=copy)
+        return
     packed = pack(space, key, entry, counters, copy=copy)
     if packed is None:
         yield from delete(space, key, counters)  # the old value is not the answer any more
@@ -42,16 +56,82 @@ def store(
         yield from write(space, key, packed, counters)
 
 
+def _store_tagged(
+    space: Space, key: Key, entry: Entry, names: Sequence[bytes], counters: Counters, *, copy: bool
+) -> Flow[None]:
+    stored = space.stored(key.text)
+    try:
+        for _ in range(_TRIES):
+            begun: Begun = yield Call("begin", (stored, names, 0.0))
+            pairs = tuple(zip(names, begun.generations[1:], strict=True))
+            packed = pack(space, key, replace(entry, generations=pairs), counters, copy=copy)
+            if packed is None:
+                yield from delete(space, key, counters)
+                return
+            if (yield Call("commit", (stored, packed, names, begun))):
+                break
+        else:
+            yield Call("set", (stored, packed))
+    except Exception as error:
+        space.backend_failed("set", error, counters)
+    else:
+        counters.add("sets")
+
+
+def invalidate_tags(space: Space, tags: Sequence[str], counters: Counters) -> Flow[None]:
+    """Forget every entry that has one of the tags, also those being computed; costs the same for any number of entries."""
+    names = tuple(map(space.tag, tags))
+    space.flights.fence(lambda flight: not set(names).isdisjoint(flight.names))
+    try:
+        if names:
+            yield Call("revoke", (names,))
+    except Exception as error:
+        space.backend_failed("invalidate tags in", error, counters)
+
+
 def refresh(space: Space, request: Request) -> Flow[Answer]:
     """Run the function now and store what it gives; loads under way before this are not stored any more."""
     stored = space.stored(request.key.text)
     space.flights.fence_key(stored)
     request.counters.add("bypasses")
-    with space.flights.apart(stored) as flight:
-        outcome = yield from load(space, request, flight)
+    flight = Flight(stored)
+    with space.flights.apart(flight):
+        terms = yield from _own_terms(space, request, stored)
+        flight.names = terms.names
+        outcome = yield from load(space, request, flight, terms)
+    if isinstance(outcome, Streaming):
+        return stream_answer(request, outcome) or (yield from compute(request))
     if isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved):
         return (yield from compute(request))
     return Answer(outcome.entry) if isinstance(outcome, Landed) else Answer(None, outcome.error)
+
+
+def _own_terms(space: Space, request: Request, stored: bytes) -> Flow[Terms]:
+    """Generations that no load before this one has."""
+    terms = terms_of(space, request)
+    if not space.coordinates:
+        return terms
+    try:
+        yield Call("revoke", ((generation_name("k", stored),),))
+        return terms._replace(begun=(yield Call("begin", (stored, terms.names, 0.0))))
+    except Exception as error:
+        space.backend_failed("begin a load in", error, request.counters)
+        return terms._replace(store=False)
+
+
+def touch(space: Space, key: Key, ttl: Ttl | Missing, counters: Counters) -> Flow[bool]:
+    """Begin the entry's life anew, with its own ttl or another; whether it was there."""
+    while True:
+        found = yield from look(space, key, counters, copy=False)
+        if found is None or found.verdict is not Verdict.FRESH:
+            return False
+        seconds = found.entry.ttl if ttl is MISSING else lifetime(ttl, found.entry.value)
+        if seconds == 0:
+            return (yield from delete(space, key, counters))
+        now = yield Now()
+        done = yield from prolong(space, key, found, prolonged(found.entry, now, seconds), counters)
+        if done is not False:  # else it was replaced meanwhile: look again
+            return bool(done)
 
 
 def get(space: Space, key: Key, counters: Counters) -> Flow[Entry | None]:
@@ -98,11 +178,15 @@ def keys(space: Space, prefix: str, counters: Counters) -> Flow[list[str]]:
     return [space.text(key) for key, expires_at in found if expires_at is None or now < expires_at]
 
 
-def clear(space: Space, prefix: str, counters: Counters, owns: Callable[[str], bool] | None = None) -> Flow[int]:
-    """Remove all entries of the prefix (those that `owns` accepts); how many there were."""
+def clear(
+    space: Space, prefix: str, counters: Counters, owner: str = "", owns: Callable[[str], bool] | None = None
+) -> Flow[int]:
+    """Remove all entries of the prefix (those of the function `owner`, which `owns` accepts); how many there were."""
     stored = space.stored(prefix)
-    space.flights.fence(lambda key: key.startswith(stored) and (owns is None or owns(space.text(key))))
+    space.flights.fence(lambda flight: flight.key.startswith(stored) and (owns is None or owns(space.text(flight.key))))
     try:
+        if space.coordinates:
+            yield Call("revoke", ((space.scope(owner),),))
         if owns is None and hasattr(space.backend, "clear"):
             count = yield Call("clear", (stored,))
         else:
@@ -137,16 +221,15 @@ def get_many(space: Space, wanted: Sequence[Key], counters: Counters) -> Flow[di
     except Exception as error:
         space.backend_failed("get", error, counters)
         raws = {}
-    now = yield Now()
     found = {}
     for raw_key, key in stored.items():
         raw = raws.get(raw_key)
-        entry = None if raw is None else usable(space, raw_key, raw, key.digest, now, counters, copy=True)
-        if entry is None:
+        seen = None if raw is None else (yield from examine(space, key, raw, counters))
+        if seen is None or seen.verdict is not Verdict.FRESH:
             counters.add("misses")
         else:
-            counters.hit(entry.cost)
-            found[key.text] = entry.value
+            counters.hit(seen.entry.cost)
+            found[key.text] = seen.entry.value
     return found
 
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from inspect import iscoroutine
 from threading import Lock
 from typing import Any, TypeVar, overload
 
 from codomyrmex_cache import _verbs as verbs
+from codomyrmex_cache._atomic import add, incr
 from codomyrmex_cache._drive import arun, run
-from codomyrmex_cache._entry import Entry
-from codomyrmex_cache._flow import AwaitableResult, Request, call, read
+from codomyrmex_cache._duration import Duration, to_seconds
+from codomyrmex_cache._effects import AwaitableResult, Request
+from codomyrmex_cache._entries import read
+from codomyrmex_cache._entry import MISSING, Entry, Missing
+from codomyrmex_cache._flow import call
 from codomyrmex_cache._fork import renew_after_fork
-from codomyrmex_cache._policy import Ttl, validated_ttl
+from codomyrmex_cache._policy import Rules, Ttl, validated_ttl
 from codomyrmex_cache._space import Space
 from codomyrmex_cache._wiring import Options, check_namespace, combined, open_space, resolved
 from codomyrmex_cache.errors import CacheConfigurationError
 from codomyrmex_cache.keys import direct_key
+from codomyrmex_cache.locks import CacheLock
 from codomyrmex_cache.stats import CacheStats, Counters
 
 __all__ = ["Cache"]
@@ -74,19 +79,34 @@ class Cache:
         entry = await arun(self.space, verbs.get(self.space, direct_key(key), self._direct))
         return default if entry is None else entry.value
 
-    def set(self, key: str, value: object, ttl: Ttl = None) -> None:
+    def set(self, key: str, value: object, ttl: Ttl = None, tags: Sequence[str] = ()) -> None:
         """Store `value` under `key`.
 
         Args:
             key: any str.
             value: anything that can be copied (in memory) or serialised (elsewhere); if not, it is counted and not stored.
             ttl: seconds, `timedelta`, "1h30m", a callable on the value, or `None` for ever; 0 removes what was there.
+            tags: names under which `invalidate_tags` finds it.
         """
-        run(self.space, verbs.store(self.space, direct_key(key), value, self._direct, ttl=validated_ttl(ttl)))
+        run(self.space, self._store(key, value, ttl, tags))
 
-    async def aset(self, key: str, value: object, ttl: Ttl = None) -> None:
+    async def aset(self, key: str, value: object, ttl: Ttl = None, tags: Sequence[str] = ()) -> None:
         """`set` for event loops."""
-        await arun(self.space, verbs.store(self.space, direct_key(key), value, self._direct, ttl=validated_ttl(ttl)))
+        await arun(self.space, self._store(key, value, ttl, tags))
+
+    def _store(self, key: str, value: object, ttl: Ttl, tags: Sequence[str]) -> Any:
+        return verbs.store(self.space, direct_key(key), value, self._direct, ttl=validated_ttl(ttl), tags=_tags(tags))
+
+    def touch(self, key: str, ttl: Ttl | Missing = MISSING) -> bool:
+        """Begin the entry's life anew, with the ttl it was stored with or with this one; whether it was there."""
+        return bool(run(self.space, self._touch(key, ttl)))
+
+    async def atouch(self, key: str, ttl: Ttl | Missing = MISSING) -> bool:
+        """`touch` for event loops."""
+        return bool(await arun(self.space, self._touch(key, ttl)))
+
+    def _touch(self, key: str, ttl: Ttl | Missing) -> Any:
+        return verbs.touch(self.space, direct_key(key), ttl if ttl is MISSING else validated_ttl(ttl), self._direct)
 
     def has(self, key: str) -> bool:
         """Whether `get` would find a value; counts neither hit nor miss."""
@@ -113,7 +133,7 @@ class Cache:
         Callers of the same key that come while it runs wait for it.  The loader's exception goes to all of them and is
         not stored.
         """
-        request = Request(direct_key(key), loader, self._direct, validated_ttl(ttl))
+        request = Request(direct_key(key), loader, self._direct, Rules(ttl=validated_ttl(ttl)))
         try:
             value: T = run(self.space, call(self.space, request)).result()
         except AwaitableResult as found:
@@ -128,7 +148,7 @@ class Cache:
     async def aget_or_load(self, key: str, loader: Callable[[], T], ttl: Ttl = None) -> T: ...
     async def aget_or_load(self, key: str, loader: Callable[[], Any], ttl: Ttl = None) -> Any:
         """`get_or_load` for event loops; `loader` may be a coroutine function."""
-        request = Request(direct_key(key), loader, self._direct, validated_ttl(ttl), awaits=True)
+        request = Request(direct_key(key), loader, self._direct, Rules(ttl=validated_ttl(ttl)), awaits=True)
         answer = await arun(self.space, call(self.space, request))
         return answer.result()
 
@@ -141,6 +161,43 @@ class Cache:
         """`entry` for event loops."""
         found = await arun(self.space, read(self.space, direct_key(key), self._direct))
         return None if found is None else self.presented(found)
+
+    # -- exact among all who use the store; these raise `CacheConnectionError` when the backend is away
+
+    def incr(self, key: str, amount: int = 1, ttl: Ttl = None) -> int:
+        """Add to the number under `key` (0 if there is none, which then lives for `ttl`); answers the sum.
+
+        Raises:
+            CacheError: what is there is not an int.
+            CacheConnectionError: the backend failed.
+        """
+        return run(self.space, incr(self.space, direct_key(key), amount, self._direct, ttl=validated_ttl(ttl)))
+
+    async def aincr(self, key: str, amount: int = 1, ttl: Ttl = None) -> int:
+        """`incr` for event loops."""
+        return await arun(self.space, incr(self.space, direct_key(key), amount, self._direct, ttl=validated_ttl(ttl)))
+
+    def add(self, key: str, value: object, ttl: Ttl = None) -> bool:
+        """Store `value` if nothing is there; of several callers at once exactly one is told `True`.
+
+        Raises:
+            CacheCodecError: the value cannot be stored.
+            CacheConnectionError: the backend failed.
+        """
+        return run(self.space, add(self.space, direct_key(key), value, self._direct, ttl=validated_ttl(ttl)))
+
+    async def aadd(self, key: str, value: object, ttl: Ttl = None) -> bool:
+        """`add` for event loops."""
+        return await arun(self.space, add(self.space, direct_key(key), value, self._direct, ttl=validated_ttl(ttl)))
+
+    def lock(self, name: str, wait: Duration | None = None) -> CacheLock:
+        """A lock to hold in a `with` or `async with` block; its `token` grows from holder to holder.
+
+        Args:
+            name: any str; locks and keys do not meet.
+            wait: how long to wait for it until `CacheTimeoutError`; `None` for as long as it takes.
+        """
+        return CacheLock(self.space, direct_key(name).text, None if wait is None else to_seconds(wait, "wait"))
 
     # -- many at once
 
@@ -169,6 +226,14 @@ class Cache:
     async def adelete_many(self, keys: Iterable[str]) -> int:
         """`delete_many` for event loops."""
         return await arun(self.space, verbs.delete_many(self.space, _distinct(keys), self._direct))
+
+    def invalidate_tags(self, *tags: str) -> None:
+        """Forget all entries that have one of these tags, also those being computed; costs the same for any number of them."""
+        run(self.space, verbs.invalidate_tags(self.space, tags, self._direct))
+
+    async def ainvalidate_tags(self, *tags: str) -> None:
+        """`invalidate_tags` for event loops."""
+        await arun(self.space, verbs.invalidate_tags(self.space, tags, self._direct))
 
     # -- the whole namespace
 
@@ -267,6 +332,12 @@ class Cache:
     def after_fork(self) -> None:
         """A fork may have copied the lock while another thread held it."""
         self._lock = Lock()
+
+
+def _tags(tags: Sequence[str]) -> Sequence[str]:
+    if isinstance(tags, str):
+        raise CacheConfigurationError(f"tags={tags!r}: give a list of str")
+    return tags
 
 
 def _distinct(keys: Iterable[str]) -> list[Any]:

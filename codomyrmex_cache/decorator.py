@@ -5,22 +5,23 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
 
+from codomyrmex_cache._duration import Duration
 from codomyrmex_cache._entry import Clock, Entry, Missing
 from codomyrmex_cache._explain import Explanation
-from codomyrmex_cache._front import wrapper_source
+from codomyrmex_cache._front import MISSES, wrapper_source
 from codomyrmex_cache._isolation import isolated
 from codomyrmex_cache._keying import Keying, Scope
-from codomyrmex_cache._memo import Memo
-from codomyrmex_cache._policy import Ttl, validated_ttl
+from codomyrmex_cache._memo import Memo, Tags
+from codomyrmex_cache._policy import DEFAULT_STREAM_MAX, OnWaitTimeout, Rules, Ttl
 from codomyrmex_cache._signature import RESERVED, compile_function
 from codomyrmex_cache._space import OnError
 from codomyrmex_cache.backends.base import Backend
 from codomyrmex_cache.cache import Cache
-from codomyrmex_cache.errors import CacheCodecError, CacheConfigurationError
+from codomyrmex_cache.errors import CacheConfigurationError
 from codomyrmex_cache.manager import CacheManager
 from codomyrmex_cache.stats import CacheStats
 
@@ -155,6 +156,17 @@ def cached(
     scope: Scope | None = None,
     depends: Sequence[object] = (),
     strict: bool = False,
+    jitter: float = 0.0,
+    stale: Duration = 0.0,
+    early: bool | float = False,
+    touch: bool = False,
+    store_if: Callable[[Any], object] | None = None,
+    errors: Mapping[type[Exception], Duration | None] | None = None,
+    tags: Tags = (),
+    wait: Duration | None = None,
+    on_wait_timeout: OnWaitTimeout = "compute",
+    stream: Literal["share", "off"] = "share",
+    stream_max: int = DEFAULT_STREAM_MAX,
     copy: bool = True,
     manager: CacheManager | None = None,
     directory: str | os.PathLike[str] | None = None,
@@ -176,6 +188,17 @@ def cached(
     scope: Scope | None = None,
     depends: Sequence[object] = (),
     strict: bool = False,
+    jitter: float = 0.0,
+    stale: Duration = 0.0,
+    early: bool | float = False,
+    touch: bool = False,
+    store_if: Callable[[Any], object] | None = None,
+    errors: Mapping[type[Exception], Duration | None] | None = None,
+    tags: Tags = (),
+    wait: Duration | None = None,
+    on_wait_timeout: OnWaitTimeout = "compute",
+    stream: Literal["share", "off"] = "share",
+    stream_max: int = DEFAULT_STREAM_MAX,
     copy: bool = True,
     manager: CacheManager | None = None,
     **options: Any,
@@ -197,6 +220,22 @@ def cached(
         depends: what results depend on beside the arguments: `File(glob)`, `Env(name)`, `Package(name)` of
             `codomyrmex_cache.markers`, functions (with the code they reach) and plain values.
         strict: raise `UnkeyableError` for an argument without exact encoding, instead of calling the function uncached.
+        jitter: share of the ttl, 0 to 1, by which each life is shortened at random, so that what was stored together does not
+            end together.
+        stale: how long after the ttl the old value is still given at once, while one refresh runs in the background; if that
+            fails, the old value stays until this time is over.
+        early: refresh in the background before the ttl ends, at a moment drawn at random, the earlier the longer a load takes
+            (XFetch); `True`, or a factor: beyond 1 earlier, below it later.
+        touch: a hit begins the ttl anew.
+        store_if: asked for each result whether to store it; by default all are stored.
+        errors: exception classes to remember, subclasses too, each with its ttl; others are never stored.
+        tags: names of results for `invalidate_tags`, or a function of the call's arguments that gives them.
+        wait: how long to wait for another caller's load of the same key; by default as long as it takes.
+        on_wait_timeout: then "compute" (without storing), give the "stale" value if there still is one, or "raise"
+            `CacheTimeoutError`.
+        stream: "share" (default): a generator, or another object with `__next__` or `__anext__` and `close`, is given to all
+            callers from its first item on, also while it runs, and stored when it is exhausted; "off": not cached.
+        stream_max: bytes of a stream, by estimate, beyond which it is passed on without being stored; default 16 MiB.
         copy: hand out fresh copies of mutable results (default), so that no caller can change what the next one gets;
             `False` hands out the stored object itself where the backend keeps objects.
         manager: a registry other than the process-wide one.
@@ -216,9 +255,14 @@ def cached(
     (9, 9, 1, MISSING)
     """
     if not isinstance(namespace, str) and (callable(namespace) or isinstance(namespace, (classmethod, staticmethod))):
-        return _decorate(namespace, CacheManager.default().get_cache("default"), None, True, Keying())
+        return _decorate(namespace, CacheManager.default().get_cache("default"), Rules.checked(), Keying(), ())
     cache = (manager or CacheManager.default()).get_cache(namespace, backend, **options)
-    seconds = validated_ttl(ttl)
+    rules = Rules.checked(
+        ttl=ttl, jitter=jitter, stale=stale, early=early, touch=touch, store_if=store_if, errors=errors,
+        wait=wait, on_wait_timeout=on_wait_timeout, copy=copy, stream=stream, stream_max=stream_max,
+    )  # fmt: skip
+    if isinstance(tags, str):
+        raise CacheConfigurationError(f"tags={tags!r}: give a list of str, or a function of the call's arguments")
     keying = Keying(
         name=name, version=version, key=key, ignore=ignore, scope=scope, depends=depends, strict=strict
     )  # fmt: skip
@@ -230,35 +274,33 @@ def cached(
             if named and named[0] is not function:
                 raise CacheConfigurationError(f"name={name!r} and version={version!r} are of {named[0]!r} already")
             named.append(function)
-        return _decorate(function, cache, seconds, copy, keying)
+        return _decorate(function, cache, rules, keying, tags)
 
     return decorate
 
 
-def _decorate(function: Any, cache: Cache, ttl: Ttl, copy: bool, keying: Keying) -> Any:
+def _decorate(function: Any, cache: Cache, rules: Rules, keying: Keying, tags: Tags) -> Any:
     if isinstance(function, staticmethod):
-        return staticmethod(_decorate(function.__func__, cache, ttl, copy, keying))
+        return staticmethod(_decorate(function.__func__, cache, rules, keying, tags))
     if isinstance(function, classmethod):
-        _check_decorable(function.__func__)
-        memo = Memo(function.__func__, cache, ttl=ttl, copy=copy, keying=keying)
-        return CachedMethod(_wrap(memo, copy=copy), by_class=True)
-    _check_decorable(function)
-    memo = Memo(function, cache, ttl=ttl, copy=copy, keying=keying)
-    wrapper = _wrap(memo, copy=copy)
+        _check_decorable(function.__func__, rules)
+        memo = Memo(function.__func__, cache, rules=rules, keying=keying, tags=tags)
+        return CachedMethod(_wrap(memo), by_class=True)
+    _check_decorable(function, rules)
+    wrapper = _wrap(Memo(function, cache, rules=rules, keying=keying, tags=tags))
     if not _is_in_class_body(function):
         return wrapper
     return CachedMethod(wrapper, by_class=function.__name__ in _IMPLICIT_CLASS_METHODS)
 
 
-def _check_decorable(function: Any) -> None:
+def _check_decorable(function: Any, rules: Rules) -> None:
     if not callable(function):
         hint = "decorate the getter, below @property" if isinstance(function, property) else "decorate a function"
         raise CacheConfigurationError(f"cached cannot wrap {function!r}: {hint}")
-    inner = inspect.unwrap(function)
-    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+    if not rules.share_streams and (inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)):
         raise CacheConfigurationError(
             f"{getattr(function, '__qualname__', function)!r} is a generator function: its result can be used only once; "
-            f"cache a function that returns a list"
+            f'leave stream="share", or cache a function that returns a list'
         )
 
 
@@ -270,17 +312,19 @@ def _is_in_class_body(function: Any) -> bool:
 _IMPLICIT_CLASS_METHODS = ("__class_getitem__", "__init_subclass__")
 
 
-def _wrap(memo: Memo, *, copy: bool) -> FunctionType:
+def _wrap(memo: Memo) -> FunctionType:
     """Compile the wrapper and give it its function's face and the control methods."""
-    source = wrapper_source(memo.shape, is_async=memo.is_async, copy=copy, front=memo.front.enabled)
+    kind: Literal["plain", "coroutine", "other"] = "other" if memo.gives_stream else "coroutine" if memo.is_async else "plain"
+    source = wrapper_source(memo.shape, kind=kind, copy=memo.rules.copy, front=memo.front.enabled)
     scope = {
         **memo.shape.defaults,
         f"{RESERVED}type": type,
         f"{RESERVED}cells": memo.front.cells,
-        f"{RESERVED}cold": memo.acold if memo.is_async else memo.cold,
+        f"{RESERVED}cold": memo.stream if memo.gives_stream else memo.acold if memo.is_async else memo.cold,
+        f"{RESERVED}target": memo.function,
         f"{RESERVED}counters": memo.counters,
         f"{RESERVED}isolated": isolated,
-        f"{RESERVED}error": CacheCodecError,
+        f"{RESERVED}misses": MISSES,
     }
     wrapper = cast(FunctionType, compile_function(source, getattr(memo.function, "__name__", "cached"), scope))
     functools.update_wrapper(wrapper, memo.function)

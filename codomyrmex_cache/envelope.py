@@ -1,9 +1,10 @@
 """The one choke point for stored bytes: what goes out is sealed here, what comes in is verified here.
 
 Layout, big-endian: magic 4, version 1, codec 1, flags 1, key id 1, created f64, fresh-until f64, expires f64, cost f64,
-payload length u64, parts length u32, call digest 32, MAC 32, parts, payload.  The parts are the names and short digests
-of what went into the key.  The MAC is HMAC-SHA256 over everything else and over the storage
-key, so a cut, flipped, swapped or planted entry fails one comparison, *before* any parser sees a byte.
+payload length u64, parts length u32, generations length u32, call digest 32, MAC 32, parts, generations, payload.  The parts
+are the names and short digests of what went into the key, the generations those of its tags.  The MAC is HMAC-SHA256 over
+everything else and over the storage key, so a cut, flipped, swapped or planted entry fails one comparison, *before* any
+parser sees a byte.
 
 The reader decides what it accepts: its own list of secrets, and pickle only with one.  Without a secret the same field is
 a checksum (HMAC with a public key) against accidents, and only the safe codec is read.
@@ -23,11 +24,12 @@ from codomyrmex_cache.errors import EnvelopeError
 
 __all__ = ["Envelope", "Seal"]
 
-VERSION = 1
+VERSION = 2
 _MAGIC = b"cmxc"
-_HEAD = Struct(">4sBBBB4dQI32s")
+_HEAD = Struct(">4sBBBB4dQII32s")
 _MAC_SIZE = 32
-_AWAITED = 1
+_PAIR = Struct(">II")
+_AWAITED, _RAISED, _STREAMED = 1, 2, 4
 _PART_SIZE = 8
 _LONGEST_NAME = 255
 _PUBLIC = b"codomyrmex_cache unsigned entry"
@@ -63,13 +65,13 @@ class Seal:
 
     def seal(self, key: bytes, entry: Entry, codec: int, payload: bytes) -> bytes:
         """The bytes to store under `key`."""
-        parts = _packed_parts(entry)
-        body = parts + payload
+        parts, generations = _packed_parts(entry), _packed_generations(entry)
+        body = parts + generations + payload
         head = _HEAD.pack(
             _MAGIC,
             VERSION,
             codec,
-            _AWAITED if entry.awaited else 0,
+            _AWAITED * entry.awaited | _RAISED * entry.raised | _STREAMED * entry.streamed,
             self._key_id_signing,
             entry.created,
             inf if entry.fresh_until is None else entry.fresh_until,
@@ -77,6 +79,7 @@ class Seal:
             entry.cost,
             len(payload),
             len(parts),
+            len(generations),
             self._keyed(entry.digest, self._digest_key),
         )
         return head + _mac(self._keys[self._key_id_signing], key, head, body) + body
@@ -97,11 +100,12 @@ class Seal:
         head, mac, body = sealed[: _HEAD.size], sealed[_HEAD.size :][:_MAC_SIZE], sealed[_HEAD.size + _MAC_SIZE :]
         if len(mac) < _MAC_SIZE or not head.startswith(_MAGIC):
             raise EnvelopeError("foreign", "not an entry of this package")
-        _, version, codec, flags, key_id, created, fresh, expires, cost, length, parts_length, stored = _HEAD.unpack(head)
-        if version != VERSION:
-            raise EnvelopeError("version", f"written in format {version}, this is {VERSION}")
-        if length + parts_length != len(body):
-            raise EnvelopeError("truncated", f"{len(body)} of {length + parts_length} bytes")
+        if head[len(_MAGIC)] != VERSION:
+            raise EnvelopeError("version", f"written in format {head[len(_MAGIC)]}, this is {VERSION}")
+        _, _, codec, flags, key_id, created, fresh, expires, cost, length, parts_length, more, stored = _HEAD.unpack(head)
+        before = parts_length + more
+        if length + before != len(body):
+            raise EnvelopeError("truncated", f"{len(body)} of {length + before} bytes")
         signing = self._keys.get(key_id)
         if signing is None or not hmac.compare_digest(mac, _mac(signing, key, head, body)):
             raise EnvelopeError("tampered", "the signature does not verify with this secret")
@@ -109,9 +113,11 @@ class Seal:
             raise EnvelopeError("misplaced", "another call's entry under this key")
         entry = Entry(
             None, created, _finite(fresh), _finite(expires), cost,
-            digest=digest, parts=_unpacked_parts(body[:parts_length]), awaited=bool(flags & _AWAITED),
+            digest=digest, parts=_unpacked_parts(body[:parts_length]),
+            generations=_unpacked_generations(body[parts_length:before]),
+            awaited=bool(flags & _AWAITED), raised=bool(flags & _RAISED), streamed=bool(flags & _STREAMED),
         )  # fmt: skip
-        return Envelope(entry, codec, body[parts_length:])
+        return Envelope(entry, codec, body[before:])
 
     @staticmethod
     def _keyed(digest: bytes, key: bytes) -> bytes:
@@ -133,6 +139,20 @@ def _unpacked_parts(packed: bytes) -> tuple[tuple[str, bytes], ...]:
         end = place + 1 + packed[place]
         found.append((packed[place + 1 : end].decode("utf-8", "replace"), packed[end : end + _PART_SIZE]))
         place = end + _PART_SIZE
+    return tuple(found)
+
+
+def _packed_generations(entry: Entry) -> bytes:
+    return b"".join(_PAIR.pack(len(name), len(value)) + name + value for name, value in entry.generations)
+
+
+def _unpacked_generations(packed: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    found, place = [], 0
+    while place < len(packed):
+        name_length, length = _PAIR.unpack_from(packed, place)
+        middle = place + _PAIR.size + name_length
+        found.append((packed[place + _PAIR.size : middle], packed[middle : middle + length]))
+        place = middle + length
     return tuple(found)
 
 

@@ -2,7 +2,8 @@
 
 The contract, event by event (one *outcome* per call or lookup, so that they sum to the number of calls):
 
-- *hit*: a fresh entry answered.  *coalesced*: the call joined a load that another caller had begun.
+- *hit*: a fresh entry answered.  *stale hit*: one past its ttl did, while a refresh runs behind it.  *coalesced*: the call
+  joined a load that another caller had begun.
 - *miss*: nothing usable was stored; for a decorated call its function ran.
 - *bypass*: the cache stood aside (argument without a key, `f.bypass`, re-entry on the same key).
 
@@ -23,7 +24,7 @@ from codomyrmex_cache._fork import renew_after_fork
 __all__ = ["CacheStats", "Counters"]
 
 _SUMMED = (
-    "hits", "coalesced", "misses", "bypasses", "sets", "deletes", "evictions", "expirations",
+    "hits", "stale_hits", "coalesced", "misses", "bypasses", "sets", "deletes", "evictions", "expirations",
     "loads", "load_errors", "load_seconds", "seconds_saved",
 )  # fmt: skip
 
@@ -37,6 +38,7 @@ class CacheStats:
     """
 
     hits: int = 0
+    stale_hits: int = 0
     coalesced: int = 0
     misses: int = 0
     bypasses: int = 0
@@ -55,7 +57,7 @@ class CacheStats:
     @property
     def calls(self) -> int:
         """All outcomes together."""
-        return self.hits + self.coalesced + self.misses + self.bypasses
+        return self.hits + self.stale_hits + self.coalesced + self.misses + self.bypasses
 
     @property
     def hit_rate(self) -> float:
@@ -64,7 +66,7 @@ class CacheStats:
         >>> f"{CacheStats(hits=3, misses=1).hit_rate:.2%}"
         '75.00%'
         """
-        answered = self.hits + self.coalesced
+        answered = self.hits + self.stale_hits + self.coalesced
         lookups = answered + self.misses
         return answered / lookups if lookups else 0.0
 
@@ -105,12 +107,15 @@ class Counters:
     seconds_saved: float
 
     def __init__(self) -> None:
+        self._lock = Lock()
+        self._reset()
+        renew_after_fork(self)
+
+    def _reset(self) -> None:
         for name in _SUMMED:
             setattr(self, name, 0.0 if "seconds" in name else 0)
         self.load_seconds_max = 0.0
         self._errors: Counter[str] = Counter()
-        self._lock = Lock()
-        renew_after_fork(self)
 
     def hit(self, saved: float = 0.0) -> None:
         """A fresh entry answered and spared `saved` seconds."""
@@ -148,5 +153,6 @@ class Counters:
             )
 
     def after_fork(self) -> None:
-        """A fork may have copied the lock while another thread held it."""
+        """The calls so far are the parent's to report; and the lock may be held by a thread that does not exist here."""
         self._lock = Lock()
+        self._reset()

@@ -590,7 +590,7 @@ def test_what_cannot_be_decorated_is_refused_with_a_reason() -> None:
         yield 1
 
     with pytest.raises(CacheConfigurationError, match="generator function"):
-        cached(generator)
+        cached("x", stream="off")(generator)
     with pytest.raises(CacheConfigurationError, match="below @property"):
         cached("x")(property(lambda self: 1))
     with pytest.raises(CacheConfigurationError, match="decorate a function"):

@@ -18,10 +18,11 @@ REPOSITORY = Path(__file__).parent.parent
 FLOORS: dict[int, set[str]] = {
     0: {"errors", "_entry", "_duration", "_fork", "stats"},
     1: {"_code", "_encoders", "_encoding", "_objects", "_files", "_folders", "_isolation", "_payload", "_raising", "_sealed",
-        "_secret", "_signature", "codecs", "envelope", "keys", "backends", "backends.base"},
+        "_secret", "_signature", "codecs", "envelope", "keys", "backends", "backends.base", "backends._lua"},
     2: {"_keying", "_versions", "markers", "backends.in_memory", "backends.file_based", "backends.redis"},
-    3: {"_explain", "_policy", "_flight", "_space", "_flow", "_verbs", "_drive", "_wiring"},
-    4: {"_front", "_memo", "cache", "manager", "decorator"},
+    2.5: {"_policy", "_recording", "_flight", "_heart"},
+    3: {"_atomic", "_drive", "_effects", "_entries", "_explain", "_flow", "_load", "_space", "_verbs", "_wiring"},
+    4: {"_front", "_memo", "cache", "decorator", "locks", "manager", "streams"},
     5: {"", "testing"},
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

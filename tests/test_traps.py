@@ -1103,7 +1103,7 @@ def test_trap_edited_code_of_callable_objects_methods_and_classes(processes: Pro
 # -- results and arguments that can be used once ---------------------------------------------------------------------------
 
 
-def test_trap_generator_functions_are_refused() -> None:
+def test_trap_generator_functions_are_never_stored_as_they_are() -> None:
     def generator() -> Iterator[int]:
         yield 1
 
@@ -1120,21 +1120,35 @@ def test_trap_generator_functions_are_refused() -> None:
     ]  # fmt: skip
     for form in forms:
         with pytest.raises(CacheConfigurationError, match=r"generator function.*only once.*list"):
-            cached("traps")(form)
+            cached("traps", stream="off")(form)
 
 
-def test_trap_generator_results_are_not_replayed(memo: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_trap_exhausted_generators_are_not_replayed(memo: Callable[..., Any]) -> None:
     class Counting:
         def __call__(self, n: int) -> Iterator[int]:
             yield from range(n)
+
+    def generator(n: int) -> Iterator[int]:
+        yield from range(n)
 
     @memo()
     def function(n: int) -> Any:
         return (x for x in range(n))
 
+    for form in (function, memo()(Counting()), memo()(generator), memo()(functools.partial(generator))):
+        for _ in range(3):
+            assert list(form(3)) == [0, 1, 2]
+        assert list(form.peek(3)) == [0, 1, 2]
+        assert form.stats().hits >= 2
+
+
+def test_trap_generators_that_are_not_shared_are_not_stored(memo: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    @memo(stream="off")
+    def function(n: int) -> Any:
+        return (x for x in range(n))
+
     for _ in range(3):
         assert list(function(3)) == [0, 1, 2]
-        assert list(memo()(Counting())(3)) == [0, 1, 2]
     assert "can be used only once" in caplog.text
     assert function.peek(3) is MISSING
 

@@ -12,17 +12,20 @@ A backend for bytes must give back `value`; the other fields are inside these by
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from codomyrmex_cache._entry import Entry
 
 __all__ = [
     "AsyncBackend",
     "Backend",
+    "Begun",
     "ClearsPrefix",
+    "Coordinates",
     "CountsPrefix",
     "ReportsEvictions",
     "StoresMany",
+    "generation_name",
     "namespace_prefix",
 ]
 
@@ -35,6 +38,15 @@ def namespace_prefix(namespace: str) -> bytes:
     """
     name = namespace.encode("utf-8", "surrogatepass")
     return b"%d:%b:" % (len(name), name)
+
+
+def generation_name(kind: Literal["k", "n", "f", "t"], rest: bytes) -> bytes:
+    """The name of the generation of a key, a namespace, a function or a tag; `rest` begins with the namespace's prefix.
+
+    >>> generation_name("t", namespace_prefix("a") + b"user:7")
+    b't1:a:user:7'
+    """
+    return kind.encode() + rest
 
 
 class Backend(Protocol):
@@ -96,6 +108,59 @@ class CountsPrefix(Protocol):
     """Counts the keys of a prefix without listing them."""
 
     def count(self, prefix: bytes) -> int: ...
+
+
+class Begun(NamedTuple):
+    """What a load is told when it begins.
+
+    Args:
+        entry: what is stored under the key now.
+        generations: of the key itself and then of each name that was given, in that order; empty if the lease was not got.
+        lease: the fencing token of the lease, which grows from lease to lease; 0 if none was asked for or got.
+        holder: the token of the lease that somebody else holds; 0 if nobody does.
+        failed: the token of the last lease on this key that ended without an entry.
+    """
+
+    entry: Entry | None
+    generations: tuple[bytes, ...] = ()
+    lease: int = 0
+    holder: int = 0
+    failed: int = 0
+
+
+@runtime_checkable
+class Coordinates(Protocol):
+    """Lets invalidations win over loads under way, and elects one loader of a key among all who use the store.
+
+    A *generation* is an opaque token under a name.  It comes into being, unlike any before it, when a load asks for it, and
+    an invalidation drops it.  An entry is written only if all generations taken before its load are still there, so what a
+    store forgets (an eviction, a crash) costs a miss and never brings an old value back.  `set`, `delete` and their `many`
+    forms drop the generation of their key (`generation_name("k", key)`) in the same step.
+
+    A *lease* is held by one loader until it ends it or `seconds` pass without `renew`.  An async backend adds `abegin`,
+    `acommit`, `aend`, `agenerations`, `arevoke` and `areplace`.  The steps of each verb are one: nothing comes between them.
+    """
+
+    def begin(self, key: bytes, names: Sequence[bytes], seconds: float) -> Begun:
+        """Take the generations of the key and of `names`, and the lease of the key for `seconds` (0: no lease)."""
+
+    def renew(self, key: bytes, lease: int, seconds: float) -> bool:
+        """Hold the lease for `seconds` from now; whether it is still this one."""
+
+    def commit(self, key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> bool:
+        """Store if all generations are as in `begun`, and end its lease; whether it was stored."""
+
+    def end(self, key: bytes, begun: Begun, failed: bool) -> None:
+        """End the lease without an entry; `failed` tells those who wait for it that none will come."""
+
+    def generations(self, names: Sequence[bytes]) -> Sequence[bytes | None]:
+        """The generations as they are; `None` for one that is not there."""
+
+    def revoke(self, names: Sequence[bytes]) -> None:
+        """Drop the generations: loads under way are not stored, entries that carry them are dead."""
+
+    def replace(self, key: bytes, old: Entry | None, new: Entry) -> bool:
+        """Store `new` if `old`, as it was got (`None`: nothing), is what is stored; whether it was."""
 
 
 @runtime_checkable

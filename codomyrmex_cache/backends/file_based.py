@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Literal, TypeVar
 
-from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._entry import Clock, Entry
 from codomyrmex_cache._folders import make_private_folder, tag_as_cache
+from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache.backends.base import Begun, generation_name
 
 __all__ = ["FileBasedBackend"]
 
@@ -32,7 +35,18 @@ _SWEEP_EVERY = 256
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB NOT NULL, expires_at REAL);
 CREATE INDEX IF NOT EXISTS expiring ON entries (expires_at) WHERE expires_at IS NOT NULL;
+CREATE TABLE IF NOT EXISTS generations (name BLOB PRIMARY KEY, value BLOB NOT NULL, used REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leases (key BLOB PRIMARY KEY,
+    token INTEGER NOT NULL, since REAL NOT NULL, until REAL NOT NULL, failed INTEGER NOT NULL,
+    generations BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tokens (id INTEGER PRIMARY KEY, last INTEGER NOT NULL);
 """
+
+_KEPT_SECONDS = 86_400.0
+"""A load that takes longer than a day is not stored: by then the generation of its key may have been swept."""
+
+_MOST_TAGS = 100_000
+"""Generations kept; of more, those go that no load has asked for for the longest time, which costs misses at most."""
 
 
 class FileBasedBackend:
@@ -43,6 +57,7 @@ class FileBasedBackend:
 
     Args:
         directory: the folder for the database.  Created if missing.
+        clock: seconds since 1970, by which leases end; the same for all processes.
 
     >>> import tempfile
     >>> from codomyrmex_cache import Entry
@@ -56,19 +71,21 @@ class FileBasedBackend:
 
     payload: Literal["bytes"] = "bytes"
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], *, clock: Clock = time.time) -> None:
         self.directory = Path(directory)
+        self._clock = clock
         self._file = self.directory / "entries.sqlite3"
         self._idle: deque[tuple[tuple[int, int] | None, sqlite3.Connection]] = deque()
         self._process = os.getpid()
         self._inherited: list[object] = []
         self._writes = 0
+        self._writing = Lock()  # SQLite lets one write at a time anyway
+        renew_after_fork(self)
         self._writers: tuple[int, ThreadPoolExecutor] | None = None
 
     def get(self, key: bytes) -> Entry | None:
         with self._connection() as connection:
-            row = connection.execute("SELECT value, expires_at FROM entries WHERE key = ?", (key,)).fetchone()
-        return None if row is None else Entry(row[0], expires_at=row[1])
+            return self._entry(connection, key)
 
     def set(self, key: bytes, entry: Entry) -> None:
         self.set_many({key: entry})
@@ -89,16 +106,27 @@ class FileBasedBackend:
         return {key: entry for key, entry in found if entry is not None}
 
     def set_many(self, entries: Mapping[bytes, Entry]) -> None:
-        rows = [(key, entry.value, entry.expires_at) for key, entry in entries.items()]
         with self._transaction() as connection:
-            connection.executemany("INSERT OR REPLACE INTO entries (key, value, expires_at) VALUES (?, ?, ?)", rows)
-            self._writes += 1
-            if self._writes % _SWEEP_EVERY == 0:
-                now = max(entry.created for entry in entries.values())
-                connection.execute("DELETE FROM entries WHERE expires_at <= ?", (now,))
+            for key, entry in entries.items():
+                self._put(connection, key, entry)
+
+    def _put(self, connection: sqlite3.Connection, key: bytes, entry: Entry) -> None:
+        connection.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", (key, entry.value, entry.expires_at))
+        connection.execute(_DROP, (generation_name("k", key),))
+        self._writes += 1
+        if self._writes % _SWEEP_EVERY == 0:
+            self._sweep(connection, entry.created)
+
+    def _sweep(self, connection: sqlite3.Connection, now: float) -> None:
+        connection.execute("DELETE FROM entries WHERE expires_at <= ?", (now,))
+        long_ago = self._clock() - _KEPT_SECONDS
+        connection.execute("DELETE FROM generations WHERE name >= ? AND name < ? AND used < ?", (b"k", b"l", long_ago))
+        connection.execute("DELETE FROM leases WHERE until < ?", (long_ago,))
+        connection.execute(_TRIM, (_MOST_TAGS,))
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
         with self._transaction() as connection:
+            connection.executemany(_DROP, [(generation_name("k", key),) for key in keys])
             return connection.executemany("DELETE FROM entries WHERE key = ?", [(key,) for key in keys]).rowcount
 
     def clear(self, prefix: bytes) -> int:
@@ -108,6 +136,82 @@ class FileBasedBackend:
     def count(self, prefix: bytes) -> int:
         with self._connection() as connection:
             return int(connection.execute(_COUNT, _range(prefix)).fetchone()[0])
+
+    # -- loads
+
+    def begin(self, key: bytes, names: Sequence[bytes], seconds: float) -> Begun:
+        names = (generation_name("k", key), *names)
+        if seconds:
+            with self._connection() as connection:  # those who wait only look, and take no turn from those who write
+                busy = self._busy(connection, key, names)
+            if busy is not None:
+                return busy
+        with self._transaction() as connection:
+            now = self._clock()
+            if seconds and (busy := self._busy(connection, key, names)) is not None:
+                return busy
+            entry = self._entry(connection, key)
+            generations = tuple(_generation(connection, name, now) for name in names)
+            if not seconds:
+                return Begun(entry, generations)
+            failed = connection.execute("SELECT failed FROM leases WHERE key = ?", (key,)).fetchone()
+            token = 1 + (connection.execute("SELECT MAX(last) FROM tokens").fetchone()[0] or 0)
+            connection.execute("INSERT OR REPLACE INTO tokens VALUES (1, ?)", (token,))
+            lease = (key, token, now, now + seconds, failed[0] if failed else 0, b"".join(generations))
+            connection.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)", lease)
+            return Begun(entry, generations, token, 0, lease[4])
+
+    def _busy(self, connection: sqlite3.Connection, key: bytes, names: Sequence[bytes]) -> Begun | None:
+        row = connection.execute(_LEASE, (key,)).fetchone()
+        now = self._clock()
+        if row is None or not row[0] or not row[1] - _CLOCK_STEP <= now < row[2]:  # a clock set back ends leases, too
+            return None
+        if b"".join(value or b"" for value in _values(connection, names)) != row[4]:  # invalidated: doomed
+            return None
+        return Begun(self._entry(connection, key), (), 0, row[0], row[3])
+
+    def _entry(self, connection: sqlite3.Connection, key: bytes) -> Entry | None:
+        row = connection.execute(_GET, (key,)).fetchone()
+        return None if row is None else Entry(row[0], expires_at=row[1])
+
+    def renew(self, key: bytes, lease: int, seconds: float) -> bool:
+        with self._transaction() as connection:
+            now = self._clock()
+            found = connection.execute(_RENEW, (now, now + seconds, key, lease))
+            return found.rowcount > 0
+
+    def commit(self, key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> bool:
+        with self._transaction() as connection:
+            unchanged = _values(connection, (generation_name("k", key), *names)) == list(begun.generations)
+            if unchanged:
+                self._put(connection, key, entry)
+            connection.execute("DELETE FROM leases WHERE key = ? AND token = ?", (key, begun.lease))
+            return unchanged
+
+    def end(self, key: bytes, begun: Begun, failed: bool) -> None:
+        with self._transaction() as connection:
+            if failed:
+                connection.execute(
+                    "UPDATE leases SET failed = token, token = 0 WHERE key = ? AND token = ?", (key, begun.lease)
+                )
+            else:
+                connection.execute("DELETE FROM leases WHERE key = ? AND token = ?", (key, begun.lease))
+
+    def generations(self, names: Sequence[bytes]) -> list[bytes | None]:
+        with self._connection() as connection:
+            return _values(connection, names)
+
+    def revoke(self, names: Sequence[bytes]) -> None:
+        with self._transaction() as connection:
+            connection.executemany(_DROP, [(name,) for name in names])
+
+    def replace(self, key: bytes, old: Entry | None, new: Entry) -> bool:
+        with self._transaction() as connection:
+            row = connection.execute(_GET, (key,)).fetchone()
+            same = (None if row is None else row[0]) == (None if old is None else old.value)
+            if same:
+                self._put(connection, key, new)
+            return same
 
     def close(self) -> None:
         while self._idle:
@@ -129,6 +233,24 @@ class FileBasedBackend:
 
     async def ascan(self, prefix: bytes) -> list[tuple[bytes, float | None]]:
         return await self._off_loop(self.scan, prefix)
+
+    async def abegin(self, key: bytes, names: Sequence[bytes], seconds: float) -> Begun:
+        return await self._off_loop(self.begin, key, names, seconds)
+
+    async def acommit(self, key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> bool:
+        return await self._off_loop(self.commit, key, entry, names, begun)
+
+    async def aend(self, key: bytes, begun: Begun, failed: bool) -> None:
+        await self._off_loop(self.end, key, begun, failed)
+
+    async def agenerations(self, names: Sequence[bytes]) -> list[bytes | None]:
+        return self.generations(names)
+
+    async def arevoke(self, names: Sequence[bytes]) -> None:
+        await self._off_loop(self.revoke, names)
+
+    async def areplace(self, key: bytes, old: Entry | None, new: Entry) -> bool:
+        return await self._off_loop(self.replace, key, old, new)
 
     async def _off_loop(self, verb: Callable[..., T], *arguments: object) -> T:
         """In threads of our own: the loop's may all be waiting for this very write."""
@@ -174,10 +296,22 @@ class FileBasedBackend:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._connection() as connection:
+        with self._writing, self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
+
+    # SQLite keeps book in its own memory of the locks that a process holds.  A child forked in the middle of a transaction
+    # inherits that book, and finds its database locked for ever by a transaction that it does not have.
+
+    def before_fork(self) -> None:
+        self._writing.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        self._writing.release()
+
+    def after_fork(self) -> None:
+        self._writing = Lock()
 
     def _connect(self) -> sqlite3.Connection:
         self._prepare_folder()
@@ -204,9 +338,31 @@ class FileBasedBackend:
         os.close(descriptor)
 
 
+_CLOCK_STEP = 1.0
+"""Seconds by which the clocks of two processes of one machine may differ, by reading them at different moments."""
+
+_GET = "SELECT value, expires_at FROM entries WHERE key = ?"
+_LEASE = "SELECT token, since, until, failed, generations FROM leases WHERE key = ?"
+_DROP = "DELETE FROM generations WHERE name = ?"
+_RENEW = "UPDATE leases SET since = ?, until = ? WHERE key = ? AND token = ?"
+_TRIM = "DELETE FROM generations WHERE name IN (SELECT name FROM generations ORDER BY used DESC LIMIT -1 OFFSET ?)"
 _SCAN = "SELECT key, expires_at FROM entries WHERE key >= ? AND key < ?"
 _CLEAR = "DELETE FROM entries WHERE key >= ? AND key < ?"
 _COUNT = "SELECT COUNT(*) FROM entries WHERE key >= ? AND key < ?"
+
+
+def _values(connection: sqlite3.Connection, names: Sequence[bytes]) -> list[bytes | None]:
+    rows = (connection.execute("SELECT value FROM generations WHERE name = ?", (name,)).fetchone() for name in names)
+    return [None if row is None else row[0] for row in rows]
+
+
+def _generation(connection: sqlite3.Connection, name: bytes, now: float) -> bytes:
+    row = connection.execute("SELECT value, used FROM generations WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        row = (os.urandom(8), -_KEPT_SECONDS)
+    if now - row[1] > _KEPT_SECONDS / 24 or row[1] > now:
+        connection.execute("INSERT OR REPLACE INTO generations VALUES (?, ?, ?)", (name, row[0], now))
+    return bytes(row[0])
 
 
 def _range(prefix: bytes) -> tuple[bytes, bytes]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._entry import Clock, Entry
 from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache.backends.base import Begun, generation_name
 from codomyrmex_cache.errors import CacheConfigurationError
 
 __all__ = ["DEFAULT_MAX_ENTRIES", "Cell", "InMemoryBackend"]
@@ -30,6 +32,24 @@ def check_max_entries(bound: object) -> int:
     if not isinstance(bound, int) or isinstance(bound, bool) or bound < 1:
         raise CacheConfigurationError(f"max_entries={bound!r}: give a whole number >= 1")
     return bound
+
+
+_GENERATIONS_PER_ENTRY = 4
+"""Bound of the generations kept, as a multiple of `max_entries`; dropping one costs misses at most."""
+
+
+_MOST_FAILED = 1024
+"""Bound of the leases remembered for having ended without an entry."""
+
+
+class _Lease(NamedTuple):
+    token: int = 0
+    until: float = -inf
+    failed: int = 0  # token of the last lease that ended without an entry
+    generations: tuple[bytes, ...] = ()  # if they are others now, the load is doomed and nobody need wait for it
+
+
+_NO_LEASE = _Lease()
 
 
 class Cell:
@@ -64,6 +84,7 @@ class InMemoryBackend:
 
     Args:
         max_entries: entries kept over all namespaces it serves; `None` for no bound.
+        clock: seconds, by which leases end.
 
     >>> from codomyrmex_cache import Entry
     >>> backend = InMemoryBackend(max_entries=2)
@@ -74,8 +95,12 @@ class InMemoryBackend:
 
     payload: Literal["object"] = "object"
 
-    def __init__(self, *, max_entries: int | None = DEFAULT_MAX_ENTRIES) -> None:
+    def __init__(self, *, max_entries: int | None = DEFAULT_MAX_ENTRIES, clock: Clock = time.monotonic) -> None:
         self.max_entries = None if max_entries is None else check_max_entries(max_entries)
+        self._clock = clock
+        self._generations: dict[bytes, bytes] = {}
+        self._leases: dict[bytes, _Lease] = {}
+        self._last_lease = self._last_generation = 0
         self._cells: OrderedDict[bytes, Cell] = OrderedDict()
         self._listeners: list[Callable[[bytes], None]] = []
         self._writes = 0
@@ -95,15 +120,21 @@ class InMemoryBackend:
 
     def set(self, key: bytes, entry: Entry) -> None:
         with self._lock:
-            old = self._cells.get(key)
-            self._cells[key] = Cell(entry)
-            self._writes += 1
-            expired = self._sweep(entry.created) if self._writes % _SWEEP_EVERY == 0 else []
-            evicted = self._evict()
-        # outside the lock, since dropping a value may run a `__del__` that comes back here
-        for cell in (old, *expired, *evicted.values()):
-            if cell is not None:
-                cell.kill()
+            dropped, evicted = self._put(key, entry)
+        self._bury(dropped, evicted)
+
+    def _put(self, key: bytes, entry: Entry) -> tuple[list[Cell], dict[bytes, Cell]]:
+        old = self._cells.get(key)
+        self._cells[key] = Cell(entry)
+        self._generations.pop(generation_name("k", key), None)
+        self._writes += 1
+        dropped = self._sweep(entry.created) if self._writes % _SWEEP_EVERY == 0 else []
+        return dropped if old is None else [old, *dropped], self._evict()
+
+    def _bury(self, dropped: Sequence[Cell], evicted: dict[bytes, Cell]) -> None:
+        """Outside the lock, since dropping a value may run a `__del__` that comes back here."""
+        for cell in (*dropped, *evicted.values()):
+            cell.kill()
         for listener in self._listeners:
             for gone in evicted:
                 listener(gone)
@@ -114,6 +145,7 @@ class InMemoryBackend:
     def delete(self, key: bytes) -> bool:
         with self._lock:
             cell = self._cells.pop(key, None)
+            self._generations.pop(generation_name("k", key), None)
         if cell is None:
             return False
         cell.kill()
@@ -136,6 +168,82 @@ class InMemoryBackend:
         with self._lock:
             return sum(key.startswith(prefix) for key in self._cells)
 
+    # -- loads
+
+    def begin(self, key: bytes, names: Sequence[bytes], seconds: float) -> Begun:
+        now = self._clock()
+        names = (generation_name("k", key), *names)
+        with self._lock:
+            cell = self._cells.get(key)
+            entry = None if cell is None else cell.entry
+            lease = self._leases.get(key, _NO_LEASE)
+            held = lease.token and now < lease.until and lease.generations == tuple(map(self._generations.get, names))
+            if seconds and held:
+                return Begun(entry, (), 0, lease.token, lease.failed)
+            generations = tuple(map(self._generation, names))
+            if not seconds:
+                return Begun(entry, generations)
+            self._last_lease += 1
+            self._leases[key] = _Lease(self._last_lease, now + seconds, lease.failed, generations)
+            return Begun(entry, generations, self._last_lease, 0, lease.failed)
+
+    def renew(self, key: bytes, lease: int, seconds: float) -> bool:
+        now = self._clock()
+        with self._lock:
+            held = self._leases.get(key, _NO_LEASE)
+            if held.token != lease:
+                return False
+            self._leases[key] = held._replace(until=now + seconds)
+            return True
+
+    def commit(self, key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> bool:
+        dropped: list[Cell] = []
+        evicted: dict[bytes, Cell] = {}
+        with self._lock:
+            self._release(key, begun.lease, failed=False)
+            now = map(self._generations.get, (generation_name("k", key), *names))
+            unchanged = tuple(now) == begun.generations
+            if unchanged:
+                dropped, evicted = self._put(key, entry)
+        self._bury(dropped, evicted)
+        return unchanged
+
+    def end(self, key: bytes, begun: Begun, failed: bool) -> None:
+        with self._lock:
+            self._release(key, begun.lease, failed=failed)
+
+    def generations(self, names: Sequence[bytes]) -> list[bytes | None]:
+        return [self._generations.get(name) for name in names]
+
+    def revoke(self, names: Sequence[bytes]) -> None:
+        with self._lock:
+            for name in names:
+                self._generations.pop(name, None)
+
+    def replace(self, key: bytes, old: Entry | None, new: Entry) -> bool:
+        with self._lock:
+            cell = self._cells.get(key)
+            if (None if cell is None else cell.entry) is not old:
+                return False
+            dropped, evicted = self._put(key, new)
+        self._bury(dropped, evicted)
+        return True
+
+    def _generation(self, name: bytes) -> bytes:
+        found = self._generations.get(name)
+        if found is None:
+            self._last_generation += 1
+            found = self._generations[name] = b"%d" % self._last_generation
+            if self.max_entries is not None and len(self._generations) > max(1024, _GENERATIONS_PER_ENTRY * self.max_entries):
+                self._generations.pop(next(iter(self._generations)))
+        return found
+
+    def _release(self, key: bytes, lease: int, *, failed: bool) -> None:
+        if lease and self._leases.get(key, _NO_LEASE).token == lease:
+            del self._leases[key]
+            if failed and len(self._leases) < _MOST_FAILED:
+                self._leases[key] = _Lease(failed=lease)
+
     def subscribe(self, evicted: Callable[[bytes], None]) -> None:
         self._listeners.append(evicted)
 
@@ -145,6 +253,7 @@ class InMemoryBackend:
     def after_fork(self) -> None:
         """A fork may have copied the lock while another thread held it."""
         self._lock = Lock()
+        self._leases.clear()  # held by threads that do not exist here
 
     def _sweep(self, now: float) -> list[Cell]:
         expired = []

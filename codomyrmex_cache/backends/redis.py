@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from math import ceil
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from codomyrmex_cache._entry import Entry
+from codomyrmex_cache.backends._lua import BEGIN, COMMIT, END, RENEW, REPLACE
+from codomyrmex_cache.backends.base import Begun, generation_name
 from codomyrmex_cache.errors import CacheConfigurationError
 
 if TYPE_CHECKING:
@@ -28,6 +31,10 @@ _CONNECTIONS = 50
 
 _PREFIX = b"cmxc:"
 """Sets our keys apart from other users of the database."""
+
+_GENERATION, _LEASE, _LAST_LEASE = b"cmxc.generation:", b"cmxc.lease:", b"cmxc.leases"
+_KEPT_MILLISECONDS = 86_400_000
+"""A generation that no load asks for is dropped after a day, or with the longest-lived entry that carries it."""
 
 _SCAN_COUNT = 512
 _LONGEST = 10**15
@@ -85,7 +92,7 @@ class RedisBackend:
         return _entry(self.client.get(_PREFIX + key))
 
     def set(self, key: bytes, entry: Entry) -> None:
-        self.client.set(_PREFIX + key, entry.value, px=_milliseconds(entry))
+        self.set_many({key: entry})
 
     def has(self, key: bytes) -> bool:
         return bool(self.client.exists(_PREFIX + key))
@@ -101,13 +108,14 @@ class RedisBackend:
         return _entries(keys, self.client.mget([_PREFIX + key for key in keys])) if keys else {}
 
     def set_many(self, entries: Mapping[bytes, Entry]) -> None:
-        with self.client.pipeline(transaction=False) as pipeline:
-            for key, entry in entries.items():
-                pipeline.set(_PREFIX + key, entry.value, px=_milliseconds(entry))
+        with self.client.pipeline(transaction=True) as pipeline:
+            _queue(pipeline, entries)
             pipeline.execute()
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
-        return int(self.client.unlink(*(_PREFIX + key for key in keys))) if keys else 0
+        with self.client.pipeline(transaction=True) as pipeline:
+            _queue_removal(pipeline, keys)
+            return sum(pipeline.execute()[1:])
 
     def clear(self, prefix: bytes) -> int:
         count, batch = 0, []
@@ -117,6 +125,33 @@ class RedisBackend:
                 count += self.client.unlink(*batch)
                 batch.clear()
         return count + (self.client.unlink(*batch) if batch else 0)
+
+    # -- loads; see `_lua` for what the scripts do
+
+    def begin(self, key: bytes, names: Sequence[bytes], seconds: float) -> Begun:
+        return _begun(self._script(BEGIN)(*_begin_arguments(key, names, seconds)))
+
+    def renew(self, key: bytes, lease: int, seconds: float) -> bool:
+        return bool(self._script(RENEW)([_LEASE + key], [lease, ceil(seconds * 1000)]))
+
+    def commit(self, key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> bool:
+        return bool(self._script(COMMIT)(*_commit_arguments(key, entry, names, begun)))
+
+    def end(self, key: bytes, begun: Begun, failed: bool) -> None:
+        self._script(END)([_LEASE + key], [begun.lease, int(failed)])
+
+    def generations(self, names: Sequence[bytes]) -> list[bytes | None]:
+        found: Any = self.client.mget([_GENERATION + name for name in names]) if names else []
+        return list(found)
+
+    def revoke(self, names: Sequence[bytes]) -> None:
+        self.client.unlink(*(_GENERATION + name for name in names))
+
+    def replace(self, key: bytes, old: Entry | None, new: Entry) -> bool:
+        return bool(self._script(REPLACE)(*_replace_arguments(key, old, new)))
+
+    def _script(self, source: bytes) -> Any:
+        return _prepared(self.client, source)
 
     def close(self) -> None:
         if self._client is not None:
@@ -145,7 +180,7 @@ class RedisBackend:
         return _entry(await self.async_client.get(_PREFIX + key))
 
     async def aset(self, key: bytes, entry: Entry) -> None:
-        await self.async_client.set(_PREFIX + key, entry.value, px=_milliseconds(entry))
+        await self.aset_many({key: entry})
 
     async def ahas(self, key: bytes) -> bool:
         return bool(await self.async_client.exists(_PREFIX + key))
@@ -160,13 +195,14 @@ class RedisBackend:
         return _entries(keys, await self.async_client.mget([_PREFIX + key for key in keys])) if keys else {}
 
     async def aset_many(self, entries: Mapping[bytes, Entry]) -> None:
-        async with self.async_client.pipeline(transaction=False) as pipeline:
-            for key, entry in entries.items():
-                pipeline.set(_PREFIX + key, entry.value, px=_milliseconds(entry))
+        async with self.async_client.pipeline(transaction=True) as pipeline:
+            _queue(pipeline, entries)
             await pipeline.execute()
 
     async def adelete_many(self, keys: Sequence[bytes]) -> int:
-        return int(await self.async_client.unlink(*(_PREFIX + key for key in keys))) if keys else 0
+        async with self.async_client.pipeline(transaction=True) as pipeline:
+            _queue_removal(pipeline, keys)
+            return sum((await pipeline.execute())[1:])
 
     async def aclear(self, prefix: bytes) -> int:
         count, batch = 0, []
@@ -176,6 +212,28 @@ class RedisBackend:
                 count += await self.async_client.unlink(*batch)
                 batch.clear()
         return count + (await self.async_client.unlink(*batch) if batch else 0)
+
+    async def abegin(self, key: bytes, names: Sequence[bytes], seconds: float) -> Begun:
+        return _begun(await self._ascript(BEGIN)(*_begin_arguments(key, names, seconds)))
+
+    async def acommit(self, key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> bool:
+        return bool(await self._ascript(COMMIT)(*_commit_arguments(key, entry, names, begun)))
+
+    async def aend(self, key: bytes, begun: Begun, failed: bool) -> None:
+        await self._ascript(END)([_LEASE + key], [begun.lease, int(failed)])
+
+    async def agenerations(self, names: Sequence[bytes]) -> list[bytes | None]:
+        found: Any = await self.async_client.mget([_GENERATION + name for name in names]) if names else []
+        return list(found)
+
+    async def arevoke(self, names: Sequence[bytes]) -> None:
+        await self.async_client.unlink(*(_GENERATION + name for name in names))
+
+    async def areplace(self, key: bytes, old: Entry | None, new: Entry) -> bool:
+        return bool(await self._ascript(REPLACE)(*_replace_arguments(key, old, new)))
+
+    def _ascript(self, source: bytes) -> Any:
+        return _prepared(self.async_client, source)
 
     async def aclose(self) -> None:
         client = self._async_clients.pop(asyncio.get_running_loop(), None)
@@ -203,6 +261,46 @@ def _milliseconds(entry: Entry) -> int | None:
     if entry.expires_at is None:
         return None
     return min(max(1, ceil((entry.expires_at - entry.created) * 1000)), _LONGEST)
+
+
+def _prepared(client: Any, source: bytes) -> Any:
+    """The script for this client: called by its digest, loaded again by redis-py when the server does not know it."""
+    scripts = client.__dict__.setdefault("_codomyrmex_cache_scripts", {})
+    if source not in scripts:
+        scripts[source] = client.register_script(source)
+    return scripts[source]
+
+
+def _queue(pipeline: Any, entries: Mapping[bytes, Entry]) -> None:
+    for key, entry in entries.items():
+        pipeline.set(_PREFIX + key, entry.value, px=_milliseconds(entry))
+    pipeline.unlink(*(_GENERATION + generation_name("k", key) for key in entries))
+
+
+def _queue_removal(pipeline: Any, keys: Sequence[bytes]) -> None:
+    if keys:
+        pipeline.unlink(*(_GENERATION + generation_name("k", key) for key in keys))
+        pipeline.unlink(*(_PREFIX + key for key in keys))
+
+
+def _begin_arguments(key: bytes, names: Sequence[bytes], seconds: float) -> tuple[list[bytes], list[Any]]:
+    keys = [_PREFIX + key, _LEASE + key, _LAST_LEASE, *(_GENERATION + name for name in (generation_name("k", key), *names))]
+    return keys, [ceil(seconds * 1000), os.urandom(8), _KEPT_MILLISECONDS]
+
+
+def _begun(reply: list[Any]) -> Begun:
+    value, lease, holder, failed, *generations = reply
+    return Begun(_entry(value), tuple(generations), int(lease), int(holder), int(failed))
+
+
+def _commit_arguments(key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> tuple[list[bytes], list[Any]]:
+    keys = [_PREFIX + key, _LEASE + key, *(_GENERATION + name for name in (generation_name("k", key), *names))]
+    return keys, [entry.value, _milliseconds(entry) or 0, begun.lease, len(entry.generations), *begun.generations]
+
+
+def _replace_arguments(key: bytes, old: Entry | None, new: Entry) -> tuple[list[bytes], list[Any]]:
+    keys = [_PREFIX + key, _GENERATION + generation_name("k", key)]
+    return keys, [new.value, _milliseconds(new) or 0, *(() if old is None else (old.value,))]
 
 
 def _entry(value: Any) -> Entry | None:

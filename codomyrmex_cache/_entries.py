@@ -1,0 +1,138 @@
+"""Flows over one stored entry: read, judged, written, prolonged."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from codomyrmex_cache._effects import Answer, Call, Flow, Now, Request
+from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._policy import Verdict, is_due_touch, judge, prolonged
+from codomyrmex_cache._raising import retold
+from codomyrmex_cache._space import Space
+from codomyrmex_cache.errors import CacheCodecError, EnvelopeError
+from codomyrmex_cache.keys import Key
+from codomyrmex_cache.stats import Counters
+
+__all__ = [
+    "Found", "answered", "examine", "look", "opened", "pack", "prolong", "read", "touched", "unstorable", "write",
+]  # fmt: skip
+
+
+class Found(NamedTuple):
+    """A readable entry, what may be done with it now, and how the backend gave it."""
+
+    entry: Entry
+    verdict: Verdict
+    raw: Entry
+
+
+def read(space: Space, key: Key, counters: Counters, *, copy: bool = True) -> Flow[Entry | None]:
+    """The fresh entry under the key, or `None`."""
+    found = yield from look(space, key, counters, copy=copy)
+    return found.entry if found is not None and found.verdict is Verdict.FRESH else None
+
+
+def look(space: Space, key: Key, counters: Counters, *, copy: bool = True) -> Flow[Found | None]:
+    """What is stored under the key.  What cannot be read, verified or decoded is nothing, counted by kind."""
+    try:
+        raw = yield Call("get", (space.stored(key.text),))
+    except Exception as error:
+        space.backend_failed("get", error, counters)
+        return None
+    return None if raw is None else (yield from examine(space, key, raw, counters, copy=copy))
+
+
+def examine(space: Space, key: Key, raw: Entry, counters: Counters, *, copy: bool = True) -> Flow[Found | None]:
+    """The same for an entry that the backend has given already."""
+    now = yield Now()
+    entry = opened(space, space.stored(key.text), raw, key.digest, counters, copy=copy)
+    if entry is None or (entry.generations and not (yield from _alive(space, entry, counters))):
+        return None
+    found = Found(entry, judge(entry, now), raw)
+    if found.verdict is not Verdict.FRESH:
+        counters.add("expirations")
+    return found
+
+
+def _alive(space: Space, entry: Entry, counters: Counters) -> Flow[bool]:
+    """Whether no tag of the entry has been invalidated since its load began."""
+    names, expected = zip(*entry.generations, strict=True)
+    try:
+        current = yield Call("generations", (names,))
+    except Exception as error:
+        space.backend_failed("read the tags of", error, counters)
+        return False
+    return tuple(current) == expected
+
+
+def opened(space: Space, stored: bytes, raw: Entry, digest: bytes, counters: Counters, *, copy: bool) -> Entry | None:
+    """What a backend gave, verified and decoded; or `None`, counted by its reason."""
+    try:
+        return space.payloads.unpack(stored, raw, digest, copy=copy)
+    except (EnvelopeError, CacheCodecError) as error:
+        kind = error.kind if isinstance(error, EnvelopeError) else "undecodable"
+        counters.error(kind)
+        space.warn_once((kind,), "namespace %r: unreadable entry taken as a miss (%s: %s)", space.name, kind, error)
+        return None
+
+
+def answered(space: Space, request: Request, entry: Entry) -> Answer | None:
+    """What the entry says: a value, or an exception to raise again; `None` if that cannot be."""
+    if not entry.raised:
+        return Answer(entry)
+    try:
+        return Answer(None, retold(entry.value, request.rules.errors))
+    except CacheCodecError as error:
+        request.counters.error("undecodable")
+        space.warn_once(("retold",), "namespace %r: unreadable entry taken as a miss (%s)", space.name, error)
+        return None
+
+
+def pack(space: Space, key: Key, entry: Entry, counters: Counters, *, copy: bool) -> Entry | None:
+    """The stored form of an entry, or `None` (counted, logged once per type) if the value cannot be stored."""
+    try:
+        return space.payloads.pack(space.stored(key.text), entry, copy=copy)
+    except Exception as error:  # encoders, reducers and state are user code
+        unstorable(space, type(entry.value), error, counters)
+        return None
+
+
+def unstorable(space: Space, kind: type, error: Exception, counters: Counters) -> None:
+    """Count a result that cannot be stored, and log it once per type."""
+    counters.error("unstorable")
+    space.warn_once(
+        ("unstorable", kind.__qualname__),
+        "namespace %r: a result of type %s is returned but not stored: %s",
+        space.name, kind.__qualname__, error,
+    )  # fmt: skip
+
+
+def write(space: Space, key: Key, packed: Entry, counters: Counters) -> Flow[None]:
+    """Give the packed entry to the backend."""
+    try:
+        yield Call("set", (space.stored(key.text), packed))
+    except Exception as error:
+        space.backend_failed("set", error, counters)
+    else:
+        counters.add("sets")
+
+
+def touched(space: Space, key: Key, found: Found, counters: Counters) -> Flow[None]:
+    """A hit begins the ttl anew, if enough of it has gone by."""
+    now = yield Now()
+    if is_due_touch(found.entry, now):
+        yield from prolong(space, key, found, prolonged(found.entry, now, found.entry.ttl), counters)
+
+
+def prolong(space: Space, key: Key, found: Found, times: Entry, counters: Counters) -> Flow[bool | None]:
+    """Give the entry other times unless it has been replaced meanwhile; whether it has, `None` if the backend failed."""
+    stored = space.stored(key.text)
+    try:
+        packed = space.payloads.retimed(stored, found.raw, key.digest, times)
+        if space.coordinates:
+            return bool((yield Call("replace", (stored, found.raw, packed))))
+        yield Call("set", (stored, packed))
+    except Exception as error:
+        space.backend_failed("prolong", error, counters)
+        return None
+    return True

@@ -1,0 +1,270 @@
+"""Running the function: elected among all who use the store, and stored only if no invalidation came meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from codomyrmex_cache._effects import (
+    Ask,
+    AwaitableResult,
+    Call,
+    Flow,
+    KeyMoved,
+    Load,
+    Now,
+    Patience,
+    Pause,
+    Record,
+    Request,
+)  # fmt: skip
+from codomyrmex_cache._entries import answered, examine, pack, read, unstorable, write
+from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._flight import LEADING, TIMED_OUT, Abandoned, Failed, Flight, Landed, Outcome, Streaming
+from codomyrmex_cache._heart import LEASE_SECONDS
+from codomyrmex_cache._isolation import is_awaitable, is_stream
+from codomyrmex_cache._policy import Verdict, error_lifetime, jittered, lifetime, new_entry
+from codomyrmex_cache._raising import told
+from codomyrmex_cache._recording import Recording
+from codomyrmex_cache._space import Space
+from codomyrmex_cache.backends.base import Begun
+from codomyrmex_cache.errors import CacheCodecError
+
+__all__ = ["Terms", "lead", "load", "terms_of"]
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
+"""Seconds between two looks at a lease that another process holds: its value is handed over within 50 ms."""
+
+_NESTED_PATIENCE = 30.0
+"""Seconds that a load waits inside another load for another process: the two might be waiting for each other."""
+
+
+class Terms(NamedTuple):
+    """What a load may rely on.
+
+    Args:
+        names: the generations it depends on, its tags' last.
+        begun: what the backend granted; `None` if it does not coordinate loads.
+        tags: how many of the names are tags.
+        store: whether the result may be stored.
+    """
+
+    names: Sequence[bytes] = ()
+    begun: Begun | None = None
+    tags: int = 0
+    store: bool = True
+
+
+def lead(space: Space, request: Request, flight: Flight, patience: Patience, seen: Entry | None = None) -> Flow[None]:
+    """Load as the leader of the flight and end it.  `seen` is the entry that is to be refreshed; then nobody is waiting."""
+    outcome: Outcome | None = None
+    try:
+        elected = yield from _elected(space, request, flight, patience, seen)
+        if isinstance(elected, Terms):
+            outcome = yield from load(space, request, flight, elected, refreshing=seen is not None)
+        else:
+            outcome = elected
+    except BaseException as error:
+        outcome = Abandoned(error)
+        raise
+    finally:
+        space.flights.end(flight, outcome or Abandoned(GeneratorExit()))
+
+
+def terms_of(space: Space, request: Request) -> Terms:
+    """The generations that a load of this request depends on; if its tags cannot be told, nothing may be stored."""
+    try:
+        tags = tuple(request.tags())
+        return Terms((*space.scopes(request.key.text), *map(space.tag, tags)), None, len(tags))
+    except Exception as error:  # the callable is user code
+        request.counters.error("tags")
+        space.warn_once(("tags",), "namespace %r: tags= failed, result not stored (%r)", space.name, error)
+        return Terms(tuple(space.scopes(request.key.text)), store=False)
+
+
+def _elected(
+    space: Space, request: Request, flight: Flight, patience: Patience, seen: Entry | None
+) -> Flow[Terms | Landed | Abandoned]:
+    """The terms of the load; or an outcome without one: stored meanwhile, or waited for in vain."""
+    terms = terms_of(space, request)
+    flight.names = terms.names
+    if not space.coordinates:
+        entry = None if seen is not None else (yield from read(space, request.key, request.counters, copy=request.rules.copy))
+        usable = entry is not None and answered(space, request, entry) is not None
+        return _landed(space, request, entry) if usable else terms
+    stored, pause, waited, first = space.stored(request.key.text), _FIRST_PAUSE, 0.0, 0
+    while True:
+        try:
+            begun: Begun = yield Call("begin", (stored, terms.names, LEASE_SECONDS if space.elects else 0.0))
+        except Exception as error:
+            space.backend_failed("begin a load in", error, request.counters)
+            return terms._replace(store=False)
+        entry = yield from _newer(space, request, begun, seen)
+        if entry is not None:
+            yield from _release(space, stored, begun, failed=False)
+            return _landed(space, request, entry)
+        if begun.generations:
+            return terms._replace(begun=begun)
+        if seen is not None:
+            return Abandoned(TIMED_OUT)  # another process refreshes it
+        first = first or begun.holder
+        if begun.failed >= first or (waited >= _NESTED_PATIENCE and len(LEADING.get()) > 1):
+            return terms._replace(store=False)
+        if patience.left == 0.0:
+            return Abandoned(TIMED_OUT)
+        yield Pause(pause, patience)
+        waited, pause = waited + pause, min(1.5 * pause, _LONGEST_PAUSE)
+
+
+def _newer(space: Space, request: Request, begun: Begun, seen: Entry | None) -> Flow[Entry | None]:
+    """The fresh entry that came to be stored since this call looked."""
+    if begun.entry is None:
+        return None
+    found = yield from examine(space, request.key, begun.entry, request.counters, copy=request.rules.copy)
+    if found is None or found.verdict is not Verdict.FRESH or (seen is not None and found.entry.created <= seen.created):
+        return None
+    return None if answered(space, request, found.entry) is None else found.entry
+
+
+def _landed(space: Space, request: Request, entry: Entry | None) -> Landed:
+    assert entry is not None
+    return Landed(entry, pack(space, request.key, entry, request.counters, copy=request.rules.copy), found=True)
+
+
+def _release(space: Space, stored: bytes, begun: Begun | None, *, failed: bool) -> Flow[None]:
+    if begun is None or not begun.lease:
+        return
+    try:
+        yield Call("end", (stored, begun, failed))
+    except Exception as error:
+        space.backend_failed("end a load in", error, space.counters[""])
+
+
+def load(space: Space, request: Request, flight: Flight, terms: Terms, *, refreshing: bool = False) -> Flow[Outcome]:
+    """Run the function and store its result unless an invalidation came meanwhile."""
+    stored = space.stored(request.key.text)
+    with space.holding(stored, terms.begun, lambda: space.flights.forget(flight)):
+        try:
+            return (yield from _loaded(space, request, flight, terms, refreshing=refreshing))
+        except GeneratorExit:  # nothing can be asked of the backend any more; the lease ends by itself
+            raise
+        except BaseException:
+            yield from _release(space, stored, terms.begun, failed=True)
+            raise
+
+
+def _loaded(space: Space, request: Request, flight: Flight, terms: Terms, *, refreshing: bool) -> Flow[Outcome]:
+    counters, rules, key = request.counters, request.rules, request.key
+    parts = request.parts()
+    if request.unmoved is not None and not (yield Ask(request.unmoved)):
+        yield from _release(space, space.stored(key.text), terms.begun, failed=True)
+        return Abandoned(KeyMoved())
+    started = yield Now()
+    raised = None
+    try:
+        value = yield Load(request.invoke)
+    except Exception as error:
+        value, raised = None, error
+    if not request.awaits and is_awaitable(value):
+        raise AwaitableResult(value)
+    now = yield Now()
+    counters.load(now - started, failed=raised is not None)
+    if raised is None and rules.share_streams and is_stream(value):
+        return (yield from _streaming(space, request, flight, terms, value, started, parts))
+    seconds = _error_seconds(request, raised, refreshing=refreshing) if raised else _seconds(space, request, value)
+    if request.unchanged is not None and not (yield Ask(request.unchanged)):
+        seconds = 0.0
+    fields = {"cost": now - started, "digest": key.digest, "parts": parts, "awaited": request.awaits}
+    if raised is not None:
+        packed = _packed_error(space, request, raised, seconds, now, fields, terms) if seconds != 0 else None
+        yield from _settle(space, request, flight, terms, packed)
+        return Failed(raised)
+    entry = _entry(value, seconds, now, rules.stale, fields, terms)
+    packed = pack(space, key, entry, counters, copy=rules.copy)
+    overtaken = yield from _settle(space, request, flight, terms, packed if seconds != 0 else None)
+    return Landed(entry, packed, overtaken=overtaken)
+
+
+def _entry(value: object, seconds: float | None, now: float, stale: float, fields: dict[str, Any], terms: Terms) -> Entry:
+    entry = new_entry(value, seconds, now, stale, **fields)
+    if not terms.tags or terms.begun is None:
+        return entry
+    tagged = zip(terms.names[-terms.tags :], terms.begun.generations[-terms.tags :], strict=True)
+    return replace(entry, generations=tuple(tagged))
+
+
+def _settle(space: Space, request: Request, flight: Flight, terms: Terms, packed: Entry | None) -> Flow[bool]:
+    """Store the packed entry if it still may be, and end the lease; whether an invalidation unseen here had come before."""
+    stored, begun = space.stored(request.key.text), terms.begun
+    if packed is None or not terms.store or flight.fenced:
+        yield from _release(space, stored, begun, failed=not flight.fenced)
+        return False
+    if begun is None:
+        yield from write(space, request.key, packed, request.counters)
+        if flight.fenced:  # invalidated while it was being written: which came first, the backend alone knows
+            yield Call("delete", (stored,))
+        return False
+    try:
+        written = yield Call("commit", (stored, packed, terms.names, begun))
+    except Exception as error:
+        space.backend_failed("set", error, request.counters)
+        return False
+    request.counters.add("sets", written)
+    return not written and not flight.fenced
+
+
+def _seconds(space: Space, request: Request, value: object) -> float | None:
+    """The result's lifetime; a callable that fails costs the storing, not the call."""
+    rules, what = request.rules, "store_if"
+    try:
+        if rules.store_if is not None and not rules.store_if(value):
+            return 0.0
+        what = "ttl"
+        return jittered(lifetime(rules.ttl, value), rules.jitter, space.draw() if rules.jitter else 0.0)
+    except Exception as error:  # the callables are user code
+        request.counters.error(what)
+        space.warn_once((what,), "namespace %r: %s callable failed, result not stored (%s)", space.name, what, error)
+        return 0.0
+
+
+def _error_seconds(request: Request, error: Exception, *, refreshing: bool) -> float | None:
+    """A failed refresh leaves the old value where it is."""
+    return 0.0 if refreshing else error_lifetime(request.rules.errors, error)
+
+
+def _packed_error(
+    space: Space, request: Request, error: Exception, seconds: float | None, now: float, fields: dict[str, Any], terms: Terms
+) -> Entry | None:
+    try:
+        entry = _entry(told(error), seconds, now, 0.0, {**fields, "raised": True}, terms)
+    except CacheCodecError as problem:
+        unstorable(space, type(error), problem, request.counters)
+        return None
+    return pack(space, request.key, entry, request.counters, copy=request.rules.copy)
+
+
+def _streaming(
+    space: Space, request: Request, flight: Flight, terms: Terms, stream: Any, started: float, parts: Any
+) -> Flow[Streaming]:
+    """Other processes run streams of their own: one that waited for this to end would get no stream."""
+    yield from _release(space, space.stored(request.key.text), terms.begun, failed=True)
+
+    def keep(recording: Recording) -> Flow[None]:
+        now = yield Now()
+        value = (recording.is_async, list(recording.chunks), recording.returned)
+        fields = {
+            "cost": now - started,
+            "digest": request.key.digest,
+            "parts": parts,
+            "awaited": request.awaits,
+            "streamed": True,
+        }
+        seconds = _seconds(space, request, value[1])
+        entry = _entry(value, seconds, now, request.rules.stale, fields, terms)
+        packed = None if seconds == 0 else pack(space, request.key, entry, request.counters, copy=False)
+        yield from _settle(space, request, flight, terms, packed)
+
+    gone: Callable[[], None] = lambda: space.flights.forget(flight)  # noqa: E731
+    recording: Recording = yield Record(stream, request.rules, keep, gone)
+    return Streaming(recording)

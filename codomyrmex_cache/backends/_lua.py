@@ -1,0 +1,82 @@
+"""The steps of a load on a Redis server, each one script, so that nothing comes between its reads and its writes.
+
+All keys are in KEYS.  Times are lives in milliseconds on the server's clock.  A lease is a hash: `t` the token of its holder,
+`f` the token of the last holder that ended without an entry, `g` the generations of the holder's load: if they are others now,
+the load is doomed, and nobody need wait for it.
+"""
+
+__all__ = ["BEGIN", "COMMIT", "END", "RENEW", "REPLACE"]
+
+BEGIN = b"""
+-- KEYS: entry, lease, last token, generations...   ARGV: life of the lease (0: none), new generation, life of a generation
+local reply = {redis.call('GET', KEYS[1]), 0, 0, 0}
+local generations = {}
+for i = 4, #KEYS do generations[i - 3] = redis.call('GET', KEYS[i]) or '' end
+if ARGV[1] ~= '0' then
+  local held = redis.call('HMGET', KEYS[2], 't', 'f', 'g')
+  reply[4] = held[2] or 0
+  if held[1] and held[3] == table.concat(generations) then
+    reply[3] = held[1]
+    return reply
+  end
+end
+for i = 4, #KEYS do
+  if generations[i - 3] == '' then
+    generations[i - 3] = ARGV[2]
+    redis.call('SET', KEYS[i], ARGV[2], 'PX', ARGV[3])
+  else
+    local left = redis.call('PTTL', KEYS[i])
+    if left >= 0 and left < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[i], ARGV[3]) end
+  end
+  reply[i + 1] = generations[i - 3]
+end
+if ARGV[1] ~= '0' then
+  reply[2] = redis.call('INCR', KEYS[3])
+  redis.call('HSET', KEYS[2], 't', reply[2], 'g', table.concat(generations))
+  redis.call('PEXPIRE', KEYS[2], ARGV[1])
+end
+return reply
+"""
+
+COMMIT = b"""
+-- KEYS: entry, lease, generation of the key, other generations...
+-- ARGV: value, its life (0: for ever), token, how many of the last generations the entry carries, generations...
+if redis.call('HGET', KEYS[2], 't') == ARGV[3] then redis.call('DEL', KEYS[2]) end
+if #ARGV - 4 ~= #KEYS - 2 then return 0 end
+for i = 3, #KEYS do
+  if redis.call('GET', KEYS[i]) ~= ARGV[i + 2] then return 0 end
+end
+if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
+redis.call('DEL', KEYS[3])
+for i = #KEYS - ARGV[4] + 1, #KEYS do
+  local left = redis.call('PTTL', KEYS[i])
+  if ARGV[2] == '0' then redis.call('PERSIST', KEYS[i])
+  elseif left >= 0 and left < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
+end
+return 1
+"""
+
+END = b"""
+-- KEYS: lease   ARGV: token, whether it failed
+if redis.call('HGET', KEYS[1], 't') == ARGV[1] then
+  if ARGV[2] == '1' then
+    redis.call('HDEL', KEYS[1], 't', 'g')
+    redis.call('HSET', KEYS[1], 'f', ARGV[1])
+    redis.call('PEXPIRE', KEYS[1], 10000)
+  else redis.call('DEL', KEYS[1]) end
+end
+"""
+
+RENEW = b"""
+-- KEYS: lease   ARGV: token, life
+if redis.call('HGET', KEYS[1], 't') ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+
+REPLACE = b"""
+-- KEYS: entry, generation of the key   ARGV: new value, its life (0: for ever), the old value if there was one
+if redis.call('GET', KEYS[1]) ~= (ARGV[3] or false) then return 0 end
+if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
+redis.call('DEL', KEYS[2])
+return 1
+"""
