@@ -68,7 +68,7 @@ class Run(Generic[T]):
                 self.load = effect
                 return
             if isinstance(effect, Lead):
-                self._tokens.append(LEADING.set((*LEADING.get(), effect.flight)))
+                self._tokens.append(LEADING.set((*LEADING.get(), effect.flight, *effect.carried)))
                 self._flows.append(effect.flow)
                 reply, error = None, None
                 continue
@@ -219,7 +219,7 @@ def _alead(space: Space, effect: Lead) -> None:
     import asyncio
 
     async def work() -> None:
-        LEADING.set((*LEADING.get(), effect.flight))
+        LEADING.set((*LEADING.get(), effect.flight, *effect.carried))
         with suppress(Exception):  # the flow has put it into the flight, where the leader finds it
             await arun(space, effect.flow)
 

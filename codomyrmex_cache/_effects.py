@@ -57,10 +57,11 @@ class Ask(NamedTuple):
 
 
 class Lead(NamedTuple):
-    """Run this flow as the leader of the flight: here and now, or as a task of its own."""
+    """Run this flow as the leader of the flight: here and now, or as a task of its own.  `carried` fly with it."""
 
     flight: Flight
     flow: Generator[Any, Any, None]
+    carried: tuple[Flight, ...] = ()
 
 
 class Wait(NamedTuple):

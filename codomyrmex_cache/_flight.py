@@ -80,12 +80,16 @@ class Flight:
     `names` are the generations that it depends on.  `fenced` is set by an invalidation that happens meanwhile: the result goes
     to those who wait and is not stored.  `loop` and `task` are set when an event loop runs the load.  When the last of those
     who wait leaves, the task is cancelled.
+
+    One load may be that of several keys.  Then their flights have a `carrier`, which has the loop and the task, and on which
+    whoever waits for one of them depends.
     """
 
-    __slots__ = ("_lock", "_waiting", "_waits_for", "fenced", "future", "key", "loop", "names", "task", "thread")
+    __slots__ = ("_lock", "_waiting", "_waits_for", "carrier", "fenced", "future", "key", "loop", "names", "task", "thread")
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, carrier: Flight | None = None) -> None:
         self.key = key
+        self.carrier = carrier or self
         self.thread = get_ident()
         self.future: Future[Outcome] = Future()
         self.future.set_running_or_notify_cancel()  # from here on no waiter's cancellation reaches the others
@@ -103,6 +107,8 @@ class Flight:
             outer._waits_for.append(self)
         with self._lock:
             self._waiting += 1
+        if self.carrier is not self:
+            self.carrier.enter()
 
     def leave(self) -> None:
         """A caller no longer depends on it; the last one to go cancels a load that nobody will see."""
@@ -111,6 +117,8 @@ class Flight:
         with self._lock:
             self._waiting -= 1
             last = self._waiting == 0
+        if self.carrier is not self:
+            self.carrier.leave()
         if not last or self.task is None or self.loop is None:
             return
         if not self.future.done() and not self.loop.is_closed():
@@ -123,7 +131,8 @@ class Flight:
         """
         if not set(LEADING.get()).isdisjoint(self._waited_for()):
             return True
-        return blocking and self.loop is not None and self.loop is _running_loop()
+        loop = self.carrier.loop
+        return blocking and loop is not None and loop is _running_loop()
 
     def _waited_for(self) -> set[Flight]:
         """This flight, the flights it waits for, those that these wait for, and so on."""
@@ -139,14 +148,15 @@ class Flight:
     @property
     def is_orphan(self) -> bool:
         """Whether this very thread led it and does no more: an interruption came before the flight could be ended."""
-        if self.future.done() or self.loop is not None:
+        if self.future.done() or self.carrier.loop is not None:
             return False
         return self.thread == get_ident() and self not in LEADING.get()
 
     @property
     def dead(self) -> bool:
         """Whether its event loop stands still, so that it may never land."""
-        return self.loop is not None and not self.loop.is_running() and not self.future.done()
+        loop = self.carrier.loop
+        return loop is not None and not loop.is_running() and not self.future.done()
 
 
 LEADING: ContextVar[tuple[Flight, ...]] = ContextVar("codomyrmex_cache_leading", default=())

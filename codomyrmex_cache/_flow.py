@@ -16,7 +16,7 @@ from codomyrmex_cache._recording import Listener, Recording
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.errors import CacheCodecError, CacheTimeoutError, EnvelopeError
 
-__all__ = ["call", "compute", "opened", "stream_answer"]
+__all__ = ["call", "compute", "follower_answer", "leader_answer", "opened", "stream_answer", "waited_in_vain"]
 
 
 def call(space: Space, request: Request) -> Flow[Answer]:
@@ -88,7 +88,7 @@ def _from_load(space: Space, request: Request, found: Found | None) -> Flow[Answ
                 space.flights.end(own, Abandoned(error))
             raise
         if isinstance(outcome, TimedOut) or (leads and outcome == Abandoned(TIMED_OUT)):
-            return (yield from _waited_in_vain(space, request, found))
+            return (yield from waited_in_vain(space, request, found))
         if isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved):
             return (yield from compute(request))
         if isinstance(outcome, Streaming):
@@ -96,9 +96,9 @@ def _from_load(space: Space, request: Request, found: Found | None) -> Flow[Answ
             if answer is not None:
                 request.counters.add("misses" if leads else "coalesced")
         elif leads:
-            answer = _leader_answer(space, request, outcome)
+            answer = leader_answer(space, request, outcome)
         else:
-            answer = yield from _follower_answer(space, request, flight, outcome)
+            answer = yield from follower_answer(space, request, flight, outcome)
         if answer is not None:
             return answer
 
@@ -115,7 +115,8 @@ def compute(request: Request) -> Flow[Answer]:
     return Answer(Entry(value, awaited=request.awaits))
 
 
-def _waited_in_vain(space: Space, request: Request, found: Found | None) -> Flow[Answer]:
+def waited_in_vain(space: Space, request: Request, found: Found | None) -> Flow[Answer]:
+    """What was asked for when the time to wait is over: an error, the old value, or the function's."""
     if request.rules.on_wait_timeout == "raise":
         raise CacheTimeoutError(
             f"namespace {space.name!r}: another caller's load of {request.key.text!r} took longer than "
@@ -128,7 +129,8 @@ def _waited_in_vain(space: Space, request: Request, found: Found | None) -> Flow
     return old
 
 
-def _leader_answer(space: Space, request: Request, outcome: Outcome) -> Answer:
+def leader_answer(space: Space, request: Request, outcome: Outcome) -> Answer:
+    """What the leader itself answers, counted."""
     counters = request.counters
     if isinstance(outcome, Landed) and outcome.found:
         counters.hit(outcome.entry.cost)
@@ -174,7 +176,7 @@ def _nothing() -> None:
     """A caller's own stream is not kept, and nobody waits for its end."""
 
 
-def _follower_answer(space: Space, request: Request, flight: Flight, outcome: Outcome) -> Flow[Answer | None]:
+def follower_answer(space: Space, request: Request, flight: Flight, outcome: Outcome) -> Flow[Answer | None]:
     """The follower's own copy; `None` to start over."""
     counters = request.counters
     if isinstance(outcome, Failed):

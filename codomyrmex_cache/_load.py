@@ -14,6 +14,7 @@ from codomyrmex_cache._effects import (
     KeyMoved,
     Load,
     Now,
+    Parts,
     Patience,
     Pause,
     Record,
@@ -31,7 +32,7 @@ from codomyrmex_cache._space import Space
 from codomyrmex_cache.backends.base import Begun
 from codomyrmex_cache.errors import CacheCodecError
 
-__all__ = ["Terms", "lead", "load", "terms_of"]
+__all__ = ["Terms", "elected_for", "fields_of", "landed", "lead", "load", "release", "seconds_of", "terms_of"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
 """Seconds between two looks at a lease that another process holds: its value is handed over within 50 ms."""
@@ -60,7 +61,7 @@ def lead(space: Space, request: Request, flight: Flight, patience: Patience, see
     """Load as the leader of the flight and end it.  `seen` is the entry that is to be refreshed; then nobody is waiting."""
     outcome: Outcome | None = None
     try:
-        elected = yield from _elected(space, request, flight, patience, seen)
+        elected = yield from elected_for(space, request, flight, patience, seen)
         if isinstance(elected, Terms):
             outcome = yield from load(space, request, flight, elected, refreshing=seen is not None)
         else:
@@ -83,7 +84,7 @@ def terms_of(space: Space, request: Request) -> Terms:
         return Terms(tuple(space.scopes(request.key.text)), store=False)
 
 
-def _elected(
+def elected_for(
     space: Space, request: Request, flight: Flight, patience: Patience, seen: Entry | None
 ) -> Flow[Terms | Landed | Abandoned]:
     """The terms of the load; or an outcome without one: stored meanwhile, or waited for in vain."""
@@ -102,7 +103,7 @@ def _elected(
             return terms._replace(store=False)
         entry = yield from _newer(space, request, begun, seen)
         if entry is not None:
-            yield from _release(space, stored, begun, failed=False)
+            yield from release(space, stored, begun, failed=False)
             return _landed(space, request, entry)
         if begun.generations:
             return terms._replace(begun=begun)
@@ -132,7 +133,8 @@ def _landed(space: Space, request: Request, entry: Entry | None) -> Landed:
     return Landed(entry, pack(space, request.key, entry, request.counters, copy=request.rules.copy), found=True)
 
 
-def _release(space: Space, stored: bytes, begun: Begun | None, *, failed: bool) -> Flow[None]:
+def release(space: Space, stored: bytes, begun: Begun | None, *, failed: bool) -> Flow[None]:
+    """End the lease without an entry; `failed` tells those who wait for it that none will come."""
     if begun is None or not begun.lease:
         return
     try:
@@ -150,7 +152,7 @@ def load(space: Space, request: Request, flight: Flight, terms: Terms, *, refres
         except GeneratorExit:  # nothing can be asked of the backend any more; the lease ends by itself
             raise
         except BaseException:
-            yield from _release(space, stored, terms.begun, failed=True)
+            yield from release(space, stored, terms.begun, failed=True)
             raise
 
 
@@ -158,7 +160,7 @@ def _loaded(space: Space, request: Request, flight: Flight, terms: Terms, *, ref
     counters, rules, key = request.counters, request.rules, request.key
     parts = request.parts()
     if request.unmoved is not None and not (yield Ask(request.unmoved)):
-        yield from _release(space, space.stored(key.text), terms.begun, failed=True)
+        yield from release(space, space.stored(key.text), terms.begun, failed=True)
         return Abandoned(KeyMoved())
     started = yield Now()
     raised = None
@@ -172,16 +174,29 @@ def _loaded(space: Space, request: Request, flight: Flight, terms: Terms, *, ref
     counters.load(now - started, failed=raised is not None)
     if raised is None and rules.share_streams and is_stream(value):
         return (yield from _streaming(space, request, flight, terms, value, started, parts))
-    seconds = _error_seconds(request, raised, refreshing=refreshing) if raised else _seconds(space, request, value)
+    seconds = _error_seconds(request, raised, refreshing=refreshing) if raised else seconds_of(space, request, value)
     if request.unchanged is not None and not (yield Ask(request.unchanged)):
         seconds = 0.0
-    fields = {"cost": now - started, "digest": key.digest, "parts": parts, "awaited": request.awaits}
+    fields = fields_of(request, now - started, parts)
     if raised is not None:
         packed = _packed_error(space, request, raised, seconds, now, fields, terms) if seconds != 0 else None
         yield from _settle(space, request, flight, terms, packed)
         return Failed(raised)
-    entry = _entry(value, seconds, now, rules.stale, fields, terms)
-    packed = pack(space, key, entry, counters, copy=rules.copy)
+    return (yield from landed(space, request, flight, terms, value, seconds, now, fields))
+
+
+def fields_of(request: Request, cost: float, parts: Parts) -> dict[str, Any]:
+    """What an entry of this call has beside its value and its times."""
+    return {"cost": cost, "digest": request.key.digest, "parts": parts, "awaited": request.awaits}
+
+
+def landed(
+    space: Space, request: Request, flight: Flight, terms: Terms, value: object, seconds: float | None, now: float,
+    fields: dict[str, Any],
+) -> Flow[Landed]:  # fmt: skip
+    """Store the result, to live for so many seconds, if that may be."""
+    entry = _entry(value, seconds, now, request.rules.stale, fields, terms)
+    packed = pack(space, request.key, entry, request.counters, copy=request.rules.copy)
     overtaken = yield from _settle(space, request, flight, terms, packed if seconds != 0 else None)
     return Landed(entry, packed, overtaken=overtaken)
 
@@ -198,7 +213,7 @@ def _settle(space: Space, request: Request, flight: Flight, terms: Terms, packed
     """Store the packed entry if it still may be, and end the lease; whether an invalidation unseen here had come before."""
     stored, begun = space.stored(request.key.text), terms.begun
     if packed is None or not terms.store or flight.fenced:
-        yield from _release(space, stored, begun, failed=not flight.fenced)
+        yield from release(space, stored, begun, failed=not flight.fenced)
         return False
     if begun is None:
         yield from write(space, request.key, packed, request.counters)
@@ -214,7 +229,7 @@ def _settle(space: Space, request: Request, flight: Flight, terms: Terms, packed
     return not written and not flight.fenced
 
 
-def _seconds(space: Space, request: Request, value: object) -> float | None:
+def seconds_of(space: Space, request: Request, value: object) -> float | None:
     """The result's lifetime; a callable that fails costs the storing, not the call."""
     rules, what = request.rules, "store_if"
     try:
@@ -245,22 +260,16 @@ def _packed_error(
 
 
 def _streaming(
-    space: Space, request: Request, flight: Flight, terms: Terms, stream: Any, started: float, parts: Any
+    space: Space, request: Request, flight: Flight, terms: Terms, stream: Any, started: float, parts: Parts
 ) -> Flow[Streaming]:
     """Other processes run streams of their own: one that waited for this to end would get no stream."""
-    yield from _release(space, space.stored(request.key.text), terms.begun, failed=True)
+    yield from release(space, space.stored(request.key.text), terms.begun, failed=True)
 
     def keep(recording: Recording) -> Flow[None]:
         now = yield Now()
         value = (recording.is_async, list(recording.chunks), recording.returned)
-        fields = {
-            "cost": now - started,
-            "digest": request.key.digest,
-            "parts": parts,
-            "awaited": request.awaits,
-            "streamed": True,
-        }
-        seconds = _seconds(space, request, value[1])
+        fields = {**fields_of(request, now - started, parts), "streamed": True}
+        seconds = seconds_of(space, request, value[1])
         entry = _entry(value, seconds, now, request.rules.stale, fields, terms)
         packed = None if seconds == 0 else pack(space, request.key, entry, request.counters, copy=False)
         yield from _settle(space, request, flight, terms, packed)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgeneratorfunction, unwrap
-from typing import Any
+from typing import Any, Literal
 
 from codomyrmex_cache import _verbs as verbs
 from codomyrmex_cache._drive import Run, arun, run
@@ -23,7 +23,7 @@ from codomyrmex_cache._policy import Rules
 from codomyrmex_cache._signature import RESERVED, compile_function, shape_of
 from codomyrmex_cache.backends.in_memory import Cell
 from codomyrmex_cache.cache import Cache
-from codomyrmex_cache.errors import UnkeyableError
+from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 from codomyrmex_cache.keys import Key
 from codomyrmex_cache.stats import CacheStats
 from codomyrmex_cache.streams import AsyncCachedStream, CachedStream, Opened
@@ -57,6 +57,11 @@ class Memo:
         self.counters = cache.counters(self.keyer.name)
         self.is_async = iscoroutinefunction(function) or iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
         self.gives_stream = isgeneratorfunction(function) or isasyncgenfunction(function)
+        if self.gives_stream and not rules.share_streams:
+            raise CacheConfigurationError(
+                f"{self.keyer.name} is a generator function: its result can be used only once; "
+                f'leave stream="share", or cache a function that returns a list'
+            )
         hot = self.keyer.depends_on_arguments_only and rules.front and not tags and not self.gives_stream
         self.front = Front(self.shape, enabled=hot)
         self._hinted = not self.is_async and iscoroutinefunction(unwrap(function))
@@ -67,6 +72,13 @@ class Memo:
             getattr(function, "__name__", "call"),
             self.shape.defaults,
         )
+
+    @property
+    def entrance(self) -> tuple[Literal["plain", "coroutine", "other"], Callable[..., Any]]:
+        """What kind of wrapper the function needs, and what that calls when the front has no answer."""
+        if self.gives_stream:
+            return "other", self.stream
+        return ("coroutine", self.acold) if self.is_async else ("plain", self.cold)
 
     def _compiled(self, target: Callable[..., Any]) -> Callable[[tuple[Any, ...]], Any]:
         """`target` as a function of the bound arguments."""
@@ -147,7 +159,7 @@ class Memo:
     def _request(
         self, key: Key, invoke: Callable[[], Any], bound: tuple[Any, ...], *, awaits: bool = False, later: bool = False
     ) -> Request:
-        """Before its function starts, an event loop or a stream may let others change the arguments that the key was made of."""
+        """Before its function starts, an event loop or a stream may let others change what the key was made of."""
         still = partial(self._is_still, key, bound)
         unmoved = still if (awaits or later) and not all(map(is_immutable, bound)) else None
         unchanged = still if self.keyer.volatile else None
@@ -340,7 +352,10 @@ class Memo:
         return found
 
     def _explanation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        bound = self._bind(*args, **kwargs)
+        return self.explained(self._bind(*args, **kwargs))
+
+    def explained(self, bound: tuple[Any, ...]) -> Any:
+        """The flow that explains a bound call."""
         return explain(self.cache.space, self.keyer, self.keyer.key(bound), self._parts(bound), self.counters)
 
     def clear(self) -> int:
@@ -362,7 +377,10 @@ class Memo:
         return read(self.cache.space, self._key(args, kwargs), self.counters, copy=self.rules.copy)
 
     def _store(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, awaited: bool) -> Any:
-        bound = self._bind(*args, **kwargs)
+        return self.stored(self._bind(*args, **kwargs), value, awaited=awaited)
+
+    def stored(self, bound: tuple[Any, ...], value: Any, *, awaited: bool) -> Any:
+        """The flow that stores a value as the result of a bound call."""
         if self.gives_stream:
             value = (isasyncgenfunction(self.function), list(value), None)
         return verbs.store(

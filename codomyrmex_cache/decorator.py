@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import FunctionType
@@ -167,6 +166,8 @@ def cached(
     on_wait_timeout: OnWaitTimeout = "compute",
     stream: Literal["share", "off"] = "share",
     stream_max: int = DEFAULT_STREAM_MAX,
+    batch: str | None = None,
+    max_batch: int | None = None,
     copy: bool = True,
     manager: CacheManager | None = None,
     directory: str | os.PathLike[str] | None = None,
@@ -199,6 +200,8 @@ def cached(
     on_wait_timeout: OnWaitTimeout = "compute",
     stream: Literal["share", "off"] = "share",
     stream_max: int = DEFAULT_STREAM_MAX,
+    batch: str | None = None,
+    max_batch: int | None = None,
     copy: bool = True,
     manager: CacheManager | None = None,
     **options: Any,
@@ -236,6 +239,9 @@ def cached(
         stream: "share" (default): a generator, or another object with `__next__` or `__anext__` and `close`, is given to all
             callers from its first item on, also while it runs, and stored when it is exhausted; "off": not cached.
         stream_max: bytes of a stream, by estimate, beyond which it is passed on without being stored; default 16 MiB.
+        batch: name of a parameter that takes a list, of a function that gives a list with one result for each item: every
+            item is an entry of its own, and the function is called for those that are missing.
+        max_batch: how many items it is given at most.
         copy: hand out fresh copies of mutable results (default), so that no caller can change what the next one gets;
             `False` hands out the stored object itself where the backend keeps objects.
         manager: a registry other than the process-wide one.
@@ -255,7 +261,8 @@ def cached(
     (9, 9, 1, MISSING)
     """
     if not isinstance(namespace, str) and (callable(namespace) or isinstance(namespace, (classmethod, staticmethod))):
-        return _decorate(namespace, CacheManager.default().get_cache("default"), Rules.checked(), Keying(), ())
+        cache = CacheManager.default().get_cache("default")
+        return _decorate(namespace, functools.partial(Memo, cache=cache, rules=Rules.checked(), keying=Keying()))
     cache = (manager or CacheManager.default()).get_cache(namespace, backend, **options)
     rules = Rules.checked(
         ttl=ttl, jitter=jitter, stale=stale, early=early, touch=touch, store_if=store_if, errors=errors,
@@ -267,6 +274,11 @@ def cached(
         name=name, version=version, key=key, ignore=ignore, scope=scope, depends=depends, strict=strict
     )  # fmt: skip
 
+    make: Callable[..., Memo] = functools.partial(Memo, cache=cache, rules=rules, keying=keying, tags=tags)
+    if batch is not None:
+        from codomyrmex_cache._batched import BatchMemo
+
+        make = functools.partial(BatchMemo, **make.keywords, batch=batch, max_batch=max_batch)  # type: ignore[attr-defined]
     named: list[Any] = []
 
     def decorate(function: Any) -> Any:
@@ -274,34 +286,28 @@ def cached(
             if named and named[0] is not function:
                 raise CacheConfigurationError(f"name={name!r} and version={version!r} are of {named[0]!r} already")
             named.append(function)
-        return _decorate(function, cache, rules, keying, tags)
+        return _decorate(function, make)
 
     return decorate
 
 
-def _decorate(function: Any, cache: Cache, rules: Rules, keying: Keying, tags: Tags) -> Any:
+def _decorate(function: Any, make: Callable[..., Memo]) -> Any:
     if isinstance(function, staticmethod):
-        return staticmethod(_decorate(function.__func__, cache, rules, keying, tags))
+        return staticmethod(_decorate(function.__func__, make))
     if isinstance(function, classmethod):
-        _check_decorable(function.__func__, rules)
-        memo = Memo(function.__func__, cache, rules=rules, keying=keying, tags=tags)
-        return CachedMethod(_wrap(memo), by_class=True)
-    _check_decorable(function, rules)
-    wrapper = _wrap(Memo(function, cache, rules=rules, keying=keying, tags=tags))
+        _check_decorable(function.__func__)
+        return CachedMethod(_wrap(make(function.__func__)), by_class=True)
+    _check_decorable(function)
+    wrapper = _wrap(make(function))
     if not _is_in_class_body(function):
         return wrapper
     return CachedMethod(wrapper, by_class=function.__name__ in _IMPLICIT_CLASS_METHODS)
 
 
-def _check_decorable(function: Any, rules: Rules) -> None:
+def _check_decorable(function: Any) -> None:
     if not callable(function):
         hint = "decorate the getter, below @property" if isinstance(function, property) else "decorate a function"
         raise CacheConfigurationError(f"cached cannot wrap {function!r}: {hint}")
-    if not rules.share_streams and (inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)):
-        raise CacheConfigurationError(
-            f"{getattr(function, '__qualname__', function)!r} is a generator function: its result can be used only once; "
-            f'leave stream="share", or cache a function that returns a list'
-        )
 
 
 def _is_in_class_body(function: Any) -> bool:
@@ -314,13 +320,13 @@ _IMPLICIT_CLASS_METHODS = ("__class_getitem__", "__init_subclass__")
 
 def _wrap(memo: Memo) -> FunctionType:
     """Compile the wrapper and give it its function's face and the control methods."""
-    kind: Literal["plain", "coroutine", "other"] = "other" if memo.gives_stream else "coroutine" if memo.is_async else "plain"
+    kind, cold = memo.entrance
     source = wrapper_source(memo.shape, kind=kind, copy=memo.rules.copy, front=memo.front.enabled)
     scope = {
         **memo.shape.defaults,
         f"{RESERVED}type": type,
         f"{RESERVED}cells": memo.front.cells,
-        f"{RESERVED}cold": memo.stream if memo.gives_stream else memo.acold if memo.is_async else memo.cold,
+        f"{RESERVED}cold": cold,
         f"{RESERVED}target": memo.function,
         f"{RESERVED}counters": memo.counters,
         f"{RESERVED}isolated": isolated,

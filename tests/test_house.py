@@ -21,8 +21,8 @@ FLOORS: dict[int, set[str]] = {
         "_secret", "_signature", "codecs", "envelope", "keys", "backends", "backends.base", "backends._lua"},
     2: {"_keying", "_versions", "markers", "backends.in_memory", "backends.file_based", "backends.redis"},
     2.5: {"_policy", "_recording", "_flight", "_heart"},
-    3: {"_atomic", "_drive", "_effects", "_entries", "_explain", "_flow", "_load", "_space", "_verbs", "_wiring"},
-    4: {"_front", "_memo", "cache", "decorator", "locks", "manager", "streams"},
+    3: {"_atomic", "_batch", "_drive", "_effects", "_entries", "_explain", "_flow", "_load", "_space", "_verbs", "_wiring"},
+    4: {"_batched", "_front", "_memo", "cache", "decorator", "locks", "manager", "streams"},
     5: {"", "testing"},
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
