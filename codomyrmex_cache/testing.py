@@ -22,10 +22,9 @@ from threading import Barrier
 from typing import Any
 
 from codomyrmex_cache._entry import Entry
-from codomyrmex_cache.backends.base import Backend, ClearsPrefix, StoresMany
-from codomyrmex_cache.cache import Cache
+from codomyrmex_cache._suite import FakeClock, LoadSuite, Suite
+from codomyrmex_cache.backends.base import ClearsPrefix, Coordinates, StoresMany
 from codomyrmex_cache.decorator import cached
-from codomyrmex_cache.manager import CacheManager
 
 __all__ = ["AsyncBackendConformance", "BackendConformance", "FakeClock"]
 
@@ -36,53 +35,7 @@ PLAIN_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-class FakeClock:
-    """A clock that stands still until told otherwise.
-
-    >>> clock = FakeClock(start=100.0)
-    >>> clock.advance(5.0)
-    >>> clock()
-    105.0
-    """
-
-    def __init__(self, start: float = 1_000_000.0) -> None:
-        self.now = start
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        """Let so many seconds pass; a negative number sets the clock back."""
-        self.now += seconds
-
-
-class _Suite:
-    """Wiring shared by both suites."""
-
-    backend: Backend
-    clock: FakeClock
-    manager: CacheManager
-    cache: Cache
-
-    def make_backend(self) -> Backend:
-        """A backend over an empty store."""
-        raise NotImplementedError("a conformance suite needs make_backend()")
-
-    def setup_method(self) -> None:
-        self.backend = self.make_backend()
-        self.clock = FakeClock()
-        self.manager = CacheManager(clock=self.clock)
-        self.cache = self.manager.get_cache("conformance", self.backend)
-
-    def teardown_method(self) -> None:
-        self.backend.close()
-
-    def payload(self, text: str) -> Any:
-        """Something the backend can store as `Entry.value`."""
-        return text if self.backend.payload == "object" else text.encode()
-
-
-class BackendConformance(_Suite):
+class BackendConformance(LoadSuite):
     """What every backend must do, at the backend's own verbs and through a `Cache`."""
 
     # -- the backend's verbs
@@ -248,6 +201,47 @@ class BackendConformance(_Suite):
         assert function(1) == [1, 2]
         assert len(runs) == 5
 
+    def test_tags_forget_what_has_them(self) -> None:
+        if isinstance(self.backend, Coordinates):
+            self.cache.set("a", 1, tags=["odd", "all"])
+            self.cache.set("b", 2, tags=["all"])
+            self.cache.set("c", 3)
+            self.cache.invalidate_tags("odd", "unheard of")
+            assert self.cache.get_many("abc") == {"b": 2, "c": 3}
+            self.cache.invalidate_tags("all")
+            assert [self.cache.get(key) for key in "abc"] == [None, None, 3]
+
+    def test_counters_winners_and_locks_are_exact(self) -> None:
+        if not isinstance(self.backend, Coordinates):
+            return
+
+        def work(number: int) -> tuple[bool, int]:
+            self.cache.incr("counter")
+            with self.cache.lock("section") as lock:
+                inside.append(number)
+                assert inside == [number]
+                inside.clear()
+                return self.cache.add("first", number), lock.token
+
+        inside: list[int] = []
+        with ThreadPoolExecutor(8) as pool:
+            won, tokens = zip(*pool.map(work, range(40)), strict=True)
+        assert self.cache.get("counter") == 40
+        assert sum(won) == 1
+        assert self.cache.get("first") == won.index(True)
+        assert len(set(tokens)) == 40
+
+    def test_touch_begins_the_life_anew(self) -> None:
+        self.cache.set("k", "v", ttl=10)
+        self.clock.advance(8)
+        assert self.cache.touch("k") is True
+        self.clock.advance(8)
+        assert self.cache.touch("k", ttl=100) is True
+        self.clock.advance(99)
+        assert self.cache.get("k") == "v"
+        self.clock.advance(1)
+        assert self.cache.touch("k") is False
+
     def test_statistics_follow_the_lookups(self) -> None:
         self.cache.set("k", 1)
         self.cache.get("k")
@@ -257,7 +251,7 @@ class BackendConformance(_Suite):
         assert stats.size in (1, None)
 
 
-class AsyncBackendConformance(_Suite):
+class AsyncBackendConformance(Suite):
     """The same through the `a`-twins, in one event loop per test."""
 
     def run(self, main: Coroutine[Any, Any, None]) -> None:
@@ -287,7 +281,17 @@ class AsyncBackendConformance(_Suite):
             assert sorted(await self.cache.akeys()) == ["b", "c"]
             self.clock.advance(60)
             assert await self.cache.aget("b") is None
-            await self.cache.aset("d", 4)
+            await self.cache.aset("d", 4, ttl=10)
+            assert [await self.cache.atouch("d"), await self.cache.atouch("absent")] == [True, False]
+            if isinstance(self.backend, Coordinates):
+                await self.cache.aset("e", 5, tags=["tag"])
+                assert await self.cache.aget("e") == 5
+                await self.cache.ainvalidate_tags("tag")
+                assert await self.cache.aget("e") is None
+                assert [await self.cache.aincr("n"), await self.cache.aincr("n", 2)] == [1, 3]
+                assert [await self.cache.aadd("once", 1), await self.cache.aadd("once", 2)] == [True, False]
+                async with self.cache.lock("section") as lock:
+                    assert lock.token > 0
             assert await self.cache.aclear() >= 1
             assert await self.cache.akeys() == []
 

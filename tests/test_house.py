@@ -23,7 +23,7 @@ FLOORS: dict[int, set[str]] = {
     2.5: {"_policy", "_recording", "_flight", "_heart"},
     3: {"_atomic", "_batch", "_drive", "_effects", "_entries", "_explain", "_flow", "_load", "_space", "_verbs", "_wiring"},
     4: {"_batched", "_front", "_memo", "cache", "decorator", "locks", "manager", "streams"},
-    5: {"", "testing"},
+    5: {"", "_suite", "testing"},
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 
