@@ -11,7 +11,7 @@ from contextvars import Token, copy_context
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from codomyrmex_cache._effects import Ask, Behind, Call, Effect, Flow, Lead, Load, Patience, Pause, Record, Wait
+from codomyrmex_cache._effects import Ask, Behind, Call, Effect, Flow, Lead, Load, Now, Patience, Pause, Record, Wait
 from codomyrmex_cache._flight import LEADING, TIMED_OUT, Abandoned, Flight
 from codomyrmex_cache._isolation import is_awaitable
 from codomyrmex_cache._recording import Recording
@@ -84,22 +84,35 @@ class Run(Generic[T]):
 
 
 def run(space: Space, flow: Flow[T]) -> T:
-    """Carry out a flow in this thread; answers what the flow returns."""
-    running = Run(space, flow)
-    while running.load is not None:
-        try:
-            reply = running.load.invoke()
-        except BaseException as error:
-            running.resume(None, error)
-        else:
-            running.resume(reply)
-    return running.value
+    """Carry out a flow in this thread, the functions that it wants run included; answers what the flow returns."""
+    try:
+        effect = next(flow)
+        while True:
+            try:
+                reply = _perform(space, effect)
+            except BaseException as error:  # as in `Run`
+                effect = flow.throw(error)
+            else:
+                effect = flow.send(reply)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 def _perform(space: Space, effect: Effect) -> Any:
     if isinstance(effect, Call):
         result = getattr(space.backend, effect.verb)(*effect.arguments)
         return list(result) if effect.verb == "scan" else result
+    if isinstance(effect, Now):
+        return space.clock()
+    if isinstance(effect, Load):
+        return effect.invoke()
+    if isinstance(effect, Lead):
+        token = LEADING.set((*LEADING.get(), effect.flight, *effect.carried))
+        try:
+            return run(space, effect.flow)
+        finally:
+            LEADING.reset(token)
     if isinstance(effect, Ask):
         return effect.question()
     if isinstance(effect, Wait):
@@ -111,7 +124,7 @@ def _perform(space: Space, effect: Effect) -> Any:
         return _behind(space, effect.flow)
     if isinstance(effect, Record):
         return _recording(space, effect)
-    return space.clock()
+    raise AssertionError(effect)
 
 
 def _wait(flight: Flight, patience: Patience) -> Any:

@@ -34,24 +34,26 @@ def read(space: Space, key: Key, counters: Counters, *, copy: bool = True) -> Fl
 
 def look(space: Space, key: Key, counters: Counters, *, copy: bool = True) -> Flow[Found | None]:
     """What is stored under the key.  What cannot be read, verified or decoded is nothing, counted by kind."""
+    stored = space.stored(key.text)
     try:
-        raw = yield Call("get", (space.stored(key.text),))
+        raw = yield Call("get", (stored,))
     except Exception as error:
         space.backend_failed("get", error, counters)
         return None
-    return None if raw is None else (yield from examine(space, key, raw, counters, copy=copy))
+    if raw is None:
+        return None
+    entry = opened(space, stored, raw, key.digest, counters, copy=copy)
+    if entry is None or (entry.generations and not (yield from _alive(space, entry, counters))):
+        return None
+    return _found(entry, raw, (yield Now()), counters)
 
 
 def examine(space: Space, key: Key, raw: Entry, counters: Counters, *, copy: bool = True) -> Flow[Found | None]:
     """The same for an entry that the backend has given already."""
-    now = yield Now()
     entry = opened(space, space.stored(key.text), raw, key.digest, counters, copy=copy)
     if entry is None or (entry.generations and not (yield from _alive(space, entry, counters))):
         return None
-    found = Found(entry, judge(entry, now), raw)
-    if found.verdict is not Verdict.FRESH:
-        counters.add("expirations")
-    return found
+    return _found(entry, raw, (yield Now()), counters)
 
 
 def _alive(space: Space, entry: Entry, counters: Counters) -> Flow[bool]:
@@ -63,6 +65,13 @@ def _alive(space: Space, entry: Entry, counters: Counters) -> Flow[bool]:
         space.backend_failed("read the tags of", error, counters)
         return False
     return tuple(current) == expected
+
+
+def _found(entry: Entry, raw: Entry, now: float, counters: Counters) -> Found:
+    found = Found(entry, judge(entry, now), raw)
+    if found.verdict is not Verdict.FRESH:
+        counters.add("expirations")
+    return found
 
 
 def opened(space: Space, stored: bytes, raw: Entry, digest: bytes, counters: Counters, *, copy: bool) -> Entry | None:

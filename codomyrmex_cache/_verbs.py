@@ -136,12 +136,12 @@ def touch(space: Space, key: Key, ttl: Ttl | Missing, counters: Counters) -> Flo
 
 def get(space: Space, key: Key, counters: Counters) -> Flow[Entry | None]:
     """The fresh entry, counted as hit or miss."""
-    entry = yield from read(space, key, counters)
-    if entry is None:
+    found = yield from look(space, key, counters)
+    if found is None or found.verdict is not Verdict.FRESH:
         counters.add("misses")
-    else:
-        counters.hit(entry.cost)
-    return entry
+        return None
+    counters.hit(found.entry.cost)
+    return found.entry
 
 
 def contains(space: Space, key: Key, counters: Counters) -> Flow[bool]:
