@@ -131,27 +131,29 @@ def test_items_that_others_load_are_waited_for_after_the_own_load(manager: Cache
     assert embed.stats().coalesced == 2
 
 
+INSIDE, RELEASE = threading.Event(), threading.Event()
+CALLS: list[list[str]] = []
+
+
+def _held_up(texts: list[str]) -> list[str]:
+    CALLS.append(list(texts))
+    INSIDE.set()
+    RELEASE.wait()
+    return [text.upper() for text in texts]
+
+
 def test_two_managers_share_the_loads_of_items(tmp_path: Path) -> None:
-    inside, release = threading.Event(), threading.Event()
-    calls: list[list[str]] = []
-
-    def embed(texts: list[str]) -> list[str]:
-        calls.append(list(texts))
-        inside.set()
-        release.wait()
-        return [text.upper() for text in texts]
-
-    managers = [CacheManager(directory=tmp_path) for _ in range(2)]
     one, other = (
-        cached("batch", backend="file_based", manager=manager, batch="texts", name="embed")(embed) for manager in managers
-    )  # fmt: skip
+        cached("batch", backend="file_based", manager=CacheManager(directory=tmp_path), batch="texts")(_held_up)
+        for _ in range(2)
+    )
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(one, ["a", "b"])
-        inside.wait()
+        INSIDE.wait()
         second = pool.submit(other, ["b"])
-        release.set()
+        RELEASE.set()
         assert (first.result(), second.result()) == (["A", "B"], ["B"])
-    assert calls == [["a", "b"]]
+    assert CALLS == [["a", "b"]]
 
 
 def test_coroutine_functions(manager: CacheManager, backend_name: str) -> None:
