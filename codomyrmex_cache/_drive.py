@@ -165,7 +165,12 @@ def _behind(space: Space, flow: Flow[None]) -> None:
         finally:
             space.behind.release()
 
-    Thread(target=copy_context().run, args=(work,), name="codomyrmex_cache refresh", daemon=True).start()
+    try:
+        Thread(target=copy_context().run, args=(work,), name="codomyrmex_cache refresh", daemon=True).start()
+    except RuntimeError as error:  # the program is about to end, or has no threads left
+        flow.close()
+        space.behind.release()
+        space.refresh_failed(error)
 
 
 def _recording(space: Space, effect: Record) -> Recording:

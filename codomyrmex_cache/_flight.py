@@ -11,7 +11,6 @@ one therefore sees it, and computes instead of waiting.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -51,6 +50,7 @@ class Streaming(NamedTuple):
     """The function gave a stream, which is being recorded; the flight can be joined until the recording is gone."""
 
     recording: Recording
+    awaited: bool
 
 
 class Failed(NamedTuple):
@@ -169,12 +169,9 @@ class Flights:
     def __init__(self) -> None:
         self._flights: dict[bytes, Flight] = {}
         self._apart: dict[int, Flight] = {}
-        self._process = os.getpid()
 
     def join(self, own: Flight) -> Flight:
         """The flight for the key of `own`, entered: `own` itself if there was none, and then the caller leads."""
-        if self._process != os.getpid():  # forked: the parent's leaders do not exist here
-            self._flights, self._process = {}, os.getpid()
         flight = self._flights.setdefault(own.key, own)
         if flight.dead or (flight is not own and flight.is_orphan):
             self._flights[own.key] = flight = own
@@ -216,6 +213,10 @@ class Flights:
         if flight is not None:
             flight.fenced = True
             self.forget(flight)
+
+    def abandon(self) -> None:
+        """Nobody of those who lead here exists in this process, which was forked."""
+        self._flights, self._apart = {}, {}
 
     def forget(self, flight: Flight) -> None:
         """From now on nobody joins it."""

@@ -92,7 +92,7 @@ def _from_load(space: Space, request: Request, found: Found | None) -> Flow[Answ
         if isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved):
             return (yield from compute(request))
         if isinstance(outcome, Streaming):
-            answer = stream_answer(request, outcome)
+            answer = stream_answer(outcome)
             if answer is not None:
                 request.counters.add("misses" if leads else "coalesced")
         elif leads:
@@ -144,12 +144,12 @@ def leader_answer(space: Space, request: Request, outcome: Outcome) -> Answer:
     return Answer(None, outcome.error)
 
 
-def stream_answer(request: Request, outcome: Streaming) -> Answer | None:
+def stream_answer(outcome: Streaming) -> Answer | None:
     """The recording with a place in it; `None` to start over if it takes no more listeners."""
     listener = outcome.recording.listen()
     if listener is None:
         return None
-    return Answer(Entry((outcome.recording, listener), streamed=True, awaited=request.awaits))
+    return Answer(Entry((outcome.recording, listener), streamed=True, awaited=outcome.awaited))
 
 
 def opened(answer: Answer) -> tuple[Recording, Listener]:

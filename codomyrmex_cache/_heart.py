@@ -53,12 +53,19 @@ class Heart:
         with self._changed:
             self._held.add(held)
             if not self._beating:
-                self._beating = True
-                Thread(target=self._beat, name="codomyrmex_cache leases", daemon=True).start()
+                self._begin()
         try:
             yield
         finally:
             self._held.discard(held)
+
+    def _begin(self) -> None:
+        try:
+            Thread(target=self._beat, name="codomyrmex_cache leases", daemon=True).start()
+        except RuntimeError as error:  # the program is about to end, or has no threads left: the lease ends by itself
+            self._failed(error)
+        else:
+            self._beating = True
 
     def _beat(self) -> None:
         idle = 0

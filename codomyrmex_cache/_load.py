@@ -276,4 +276,4 @@ def _streaming(
 
     gone: Callable[[], None] = lambda: space.flights.forget(flight)  # noqa: E731
     recording: Recording = yield Record(stream, request.rules, keep, gone)
-    return Streaming(recording)
+    return Streaming(recording, request.awaits)

@@ -154,7 +154,8 @@ class Space:
         self.counters[""].error(f"refresh:{type(error).__name__}")
 
     def after_fork(self) -> None:
-        """The refreshes under way are the parent's."""
+        """The loads and refreshes under way are the parent's."""
+        self.flights.abandon()
         self.behind = BoundedSemaphore(_REFRESHES)
 
     def warn_once(self, cause: tuple[str, ...], message: str, *arguments: object) -> None:
