@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from typing import Any, Literal, Never, Self, TypeVar, assert_type
 
@@ -383,3 +383,75 @@ def check_statistics() -> None:
     assert_type(manager.stats("typing").size, int | None)
     manager.stats("typing").hits = 1  # type: ignore[misc]
     manager.stats(1)  # type: ignore[call-overload]
+
+
+# -- time, concurrency, streams and lists
+
+
+@cached(
+    "everything",
+    ttl="1m",
+    stale=timedelta(minutes=1),
+    jitter=0.1,
+    early=True,
+    touch=True,
+    store_if=lambda result: result is not None,
+    errors={KeyError: "1m", OSError: None},
+    tags=lambda x: [f"x:{x}"],
+    wait="5s",
+    on_wait_timeout="stale",
+)
+def everything(x: int) -> str:
+    return str(x)
+
+
+assert_type(everything(1), str)
+cached("x", on_wait_timeout="never")  # type: ignore[call-overload]
+cached("x", stream="sometimes")  # type: ignore[call-overload]
+cached("x", errors={"KeyError": 1})  # type: ignore[dict-item]
+
+
+@cached("streams", stream_max=1000)
+def streamed(text: str) -> Iterator[str]:
+    yield from text.split()
+
+
+assert_type(streamed("a b"), Iterator[str])
+assert_type(list(streamed("a b")), list[str])
+
+
+@cached("streams")
+async def astreamed(text: str) -> AsyncIterator[str]:
+    yield text
+
+
+async def read_words() -> list[str]:
+    return [word async for word in astreamed("a b")]
+
+
+@cached("lists", batch="texts", max_batch=10)
+def embed(texts: list[str]) -> list[float]:
+    return [float(len(text)) for text in texts]
+
+
+assert_type(embed(["a"]), list[float])
+
+
+def direct(cache: Cache) -> None:
+    cache.set("k", 1, ttl=1, tags=["a"])
+    cache.invalidate_tags("a", "b")
+    assert_type(cache.touch("k"), bool)
+    assert_type(cache.touch("k", ttl=None), bool)
+    assert_type(cache.incr("n"), int)
+    assert_type(cache.add("once", 1), bool)
+    with cache.lock("name", wait="1s") as lock:
+        assert_type(lock.token, int)
+
+
+async def adirect(cache: Cache) -> None:
+    assert_type(await cache.aincr("n", 2), int)
+    assert_type(await cache.aadd("once", 1, ttl="1m"), bool)
+    assert_type(await cache.atouch("k"), bool)
+    await cache.ainvalidate_tags("a")
+    async with cache.lock("name") as lock:
+        assert_type(lock.token, int)
