@@ -20,7 +20,7 @@ FLOORS: dict[int, set[str]] = {
     1: {"_code", "_encoders", "_encoding", "_objects", "_files", "_folders", "_isolation", "_payload", "_raising", "_sealed",
         "_secret", "_signature", "codecs", "envelope", "keys", "backends", "backends.base", "backends._lua"},
     2: {"_keying", "_versions", "markers", "backends.in_memory", "backends.file_based", "backends.redis"},
-    2.5: {"_policy", "_recording", "_flight", "_heart"},
+    2.5: {"_policy", "_pump", "_recording", "_flight", "_heart"},
     3: {"_atomic", "_batch", "_drive", "_effects", "_entries", "_explain", "_flow", "_load", "_space", "_verbs", "_wiring"},
     4: {"_batched", "_front", "_memo", "cache", "decorator", "locks", "manager", "streams"},
     5: {"", "_suite", "testing"},
