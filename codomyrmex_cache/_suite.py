@@ -121,6 +121,14 @@ class LoadSuite(Suite):
         assert found.entry is not None
         assert found.entry.value == self.payload("v")
 
+    def test_a_load_without_an_entry_leaves_nothing_behind(self) -> None:
+        if isinstance(self.backend, Coordinates):
+            for seconds in (0.0, 60.0):
+                begun = self.backend.begin(b"k", [], seconds)
+                assert list(self.backend.generations([b"kk"])) == [begun.generations[0]]
+                self.backend.end(b"k", begun, failed=False)
+                assert list(self.backend.generations([b"kk"])) == [None]
+
     def test_nobody_waits_for_a_load_that_is_invalidated(self) -> None:
         if isinstance(self.backend, Coordinates):
             doomed = self.backend.begin(b"k", [b"t1:a:tag"], 60.0)

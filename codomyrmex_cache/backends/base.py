@@ -151,7 +151,10 @@ class Coordinates(Protocol):
         """Store if all generations are as in `begun`, and end its lease; whether it was stored."""
 
     def end(self, key: bytes, begun: Begun, failed: bool) -> None:
-        """End the lease without an entry; `failed` tells those who wait for it that none will come."""
+        """End the load without an entry: its lease if it has one that is still its own, and with that the generation of its key.
+
+        `failed` tells those who wait for the lease that no entry will come.
+        """
 
     def generations(self, names: Sequence[bytes]) -> Sequence[bytes | None]:
         """The generations as they are; `None` for one that is not there."""

@@ -185,17 +185,14 @@ class FileBasedBackend:
             unchanged = _values(connection, (generation_name("k", key), *names)) == list(begun.generations)
             if unchanged:
                 self._put(connection, key, entry)
-            connection.execute("DELETE FROM leases WHERE key = ? AND token = ?", (key, begun.lease))
+            connection.execute(_ENDED, (key, begun.lease))
             return unchanged
 
     def end(self, key: bytes, begun: Begun, failed: bool) -> None:
         with self._transaction() as connection:
-            if failed:
-                connection.execute(
-                    "UPDATE leases SET failed = token, token = 0 WHERE key = ? AND token = ?", (key, begun.lease)
-                )
-            else:
-                connection.execute("DELETE FROM leases WHERE key = ? AND token = ?", (key, begun.lease))
+            ours = connection.execute(_FAILED if failed else _ENDED, (key, begun.lease)).rowcount > 0
+            if ours or not begun.lease:
+                connection.execute(_DROP, (generation_name("k", key),))
 
     def generations(self, names: Sequence[bytes]) -> list[bytes | None]:
         with self._connection() as connection:
@@ -344,6 +341,8 @@ _CLOCK_STEP = 1.0
 _GET = "SELECT value, expires_at FROM entries WHERE key = ?"
 _LEASE = "SELECT token, since, until, failed, generations FROM leases WHERE key = ?"
 _DROP = "DELETE FROM generations WHERE name = ?"
+_ENDED = "DELETE FROM leases WHERE key = ? AND token = ?"
+_FAILED = "UPDATE leases SET failed = token, token = 0 WHERE key = ? AND token = ?"
 _RENEW = "UPDATE leases SET since = ?, until = ? WHERE key = ? AND token = ?"
 _TRIM = "DELETE FROM generations WHERE name IN (SELECT name FROM generations ORDER BY used DESC LIMIT -1 OFFSET ?)"
 _SCAN = "SELECT key, expires_at FROM entries WHERE key >= ? AND key < ?"

@@ -210,7 +210,8 @@ class InMemoryBackend:
 
     def end(self, key: bytes, begun: Begun, failed: bool) -> None:
         with self._lock:
-            self._release(key, begun.lease, failed=failed)
+            if self._release(key, begun.lease, failed=failed):
+                self._generations.pop(generation_name("k", key), None)
 
     def generations(self, names: Sequence[bytes]) -> list[bytes | None]:
         return [self._generations.get(name) for name in names]
@@ -230,19 +231,26 @@ class InMemoryBackend:
         return True
 
     def _generation(self, name: bytes) -> bytes:
-        found = self._generations.get(name)
-        if found is None:
+        found = self._generations.pop(name, None)
+        if found is not None:
+            self._generations[name] = found  # the least recently used ones come first
+        else:
             self._last_generation += 1
             found = self._generations[name] = b"%d" % self._last_generation
             if self.max_entries is not None and len(self._generations) > max(1024, _GENERATIONS_PER_ENTRY * self.max_entries):
                 self._generations.pop(next(iter(self._generations)))
         return found
 
-    def _release(self, key: bytes, lease: int, *, failed: bool) -> None:
-        if lease and self._leases.get(key, _NO_LEASE).token == lease:
-            del self._leases[key]
-            if failed and len(self._leases) < _MOST_FAILED:
-                self._leases[key] = _Lease(failed=lease)
+    def _release(self, key: bytes, lease: int, *, failed: bool) -> bool:
+        """Give up the lease; whether there was none to give up or it was still this one."""
+        if not lease:
+            return True
+        if self._leases.get(key, _NO_LEASE).token != lease:
+            return False
+        del self._leases[key]
+        if failed and len(self._leases) < _MOST_FAILED:
+            self._leases[key] = _Lease(failed=lease)
+        return True
 
     def subscribe(self, evicted: Callable[[bytes], None]) -> None:
         self._listeners.append(evicted)

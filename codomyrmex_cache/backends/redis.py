@@ -138,7 +138,7 @@ class RedisBackend:
         return bool(self._script(COMMIT)(*_commit_arguments(key, entry, names, begun)))
 
     def end(self, key: bytes, begun: Begun, failed: bool) -> None:
-        self._script(END)([_LEASE + key], [begun.lease, int(failed)])
+        self._script(END)(*_end_arguments(key, begun, failed))
 
     def generations(self, names: Sequence[bytes]) -> list[bytes | None]:
         found: Any = self.client.mget([_GENERATION + name for name in names]) if names else []
@@ -220,7 +220,7 @@ class RedisBackend:
         return bool(await self._ascript(COMMIT)(*_commit_arguments(key, entry, names, begun)))
 
     async def aend(self, key: bytes, begun: Begun, failed: bool) -> None:
-        await self._ascript(END)([_LEASE + key], [begun.lease, int(failed)])
+        await self._ascript(END)(*_end_arguments(key, begun, failed))
 
     async def agenerations(self, names: Sequence[bytes]) -> list[bytes | None]:
         found: Any = await self.async_client.mget([_GENERATION + name for name in names]) if names else []
@@ -296,6 +296,10 @@ def _begun(reply: list[Any]) -> Begun:
 def _commit_arguments(key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> tuple[list[bytes], list[Any]]:
     keys = [_PREFIX + key, _LEASE + key, *(_GENERATION + name for name in (generation_name("k", key), *names))]
     return keys, [entry.value, _milliseconds(entry) or 0, begun.lease, len(entry.generations), *begun.generations]
+
+
+def _end_arguments(key: bytes, begun: Begun, failed: bool) -> tuple[list[bytes], list[Any]]:
+    return [_LEASE + key, _GENERATION + generation_name("k", key)], [begun.lease, int(failed)]
 
 
 def _replace_arguments(key: bytes, old: Entry | None, new: Entry) -> tuple[list[bytes], list[Any]]:
