@@ -135,8 +135,9 @@ def test_a_cancelled_leader_leaves_the_key_to_the_next(space: Space) -> None:
     leader, follower = _caller(space, Counters()), _caller(space, Counters())
     leader.until(Load)
     follower.until(Wait)
+    leader.throw(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        leader.throw(KeyboardInterrupt())
+        leader.finish()
     follower.until(Load)
     follower.step(gives=2)
     assert follower.finish().result() == 2

@@ -151,7 +151,7 @@ class Coordinates(Protocol):
         """Store if all generations are as in `begun`, and end its lease; whether it was stored."""
 
     def end(self, key: bytes, begun: Begun, failed: bool) -> None:
-        """End the load without an entry: its lease if it has one that is still its own, and with that the generation of its key.
+        """End the load without an entry: its lease, if it has one and still holds it, and then the generation of its key.
 
         `failed` tells those who wait for the lease that no entry will come.
         """
