@@ -263,7 +263,9 @@ def _streaming(
     space: Space, request: Request, flight: Flight, terms: Terms, stream: Any, started: float, parts: Parts
 ) -> Flow[Streaming]:
     """Other processes run streams of their own: one that waited for this to end would get no stream."""
-    yield from release(space, space.stored(request.key.text), terms.begun, failed=True)
+    if terms.begun is not None and terms.begun.lease:
+        lease_alone = terms.begun._replace(generations=())
+        yield from release(space, space.stored(request.key.text), lease_alone, failed=True)
 
     def keep(recording: Recording) -> Flow[None]:
         now = yield Now()

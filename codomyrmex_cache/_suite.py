@@ -126,6 +126,11 @@ class LoadSuite(Suite):
             for seconds in (0.0, 60.0):
                 begun = self.backend.begin(b"k", [], seconds)
                 assert list(self.backend.generations([b"kk"])) == [begun.generations[0]]
+                self.backend.end(b"k", begun._replace(generations=()), failed=False)  # the lease alone
+                assert list(self.backend.generations([b"kk"])) == [begun.generations[0]]
+                assert self.backend.begin(b"k", [], 60.0).lease > begun.lease
+                self.backend.delete(b"k")
+                begun = self.backend.begin(b"k", [], seconds)
                 self.backend.end(b"k", begun, failed=False)
                 assert list(self.backend.generations([b"kk"])) == [None]
 

@@ -153,6 +153,8 @@ class Coordinates(Protocol):
     def end(self, key: bytes, begun: Begun, failed: bool) -> None:
         """End the load without an entry: its lease, if it has one and still holds it, and then the generation of its key.
 
+        With a `begun` whose generations were taken out the lease alone: the load goes on without.
+
         `failed` tells those who wait for the lease that no entry will come.
         """
 

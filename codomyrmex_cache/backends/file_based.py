@@ -191,7 +191,7 @@ class FileBasedBackend:
     def end(self, key: bytes, begun: Begun, failed: bool) -> None:
         with self._transaction() as connection:
             ours = connection.execute(_FAILED if failed else _ENDED, (key, begun.lease)).rowcount > 0
-            if ours or not begun.lease:
+            if begun.generations and (ours or not begun.lease):
                 connection.execute(_DROP, (generation_name("k", key),))
 
     def generations(self, names: Sequence[bytes]) -> list[bytes | None]:

@@ -210,7 +210,7 @@ class InMemoryBackend:
 
     def end(self, key: bytes, begun: Begun, failed: bool) -> None:
         with self._lock:
-            if self._release(key, begun.lease, failed=failed):
+            if self._release(key, begun.lease, failed=failed) and begun.generations:
                 self._generations.pop(generation_name("k", key), None)
 
     def generations(self, names: Sequence[bytes]) -> list[bytes | None]:
