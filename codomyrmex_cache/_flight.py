@@ -180,10 +180,11 @@ class Flights:
 
     def end(self, flight: Flight, outcome: Outcome) -> None:
         """Take the flight off the board and tell everybody who waits; only the first end counts."""
+        if flight.future.done():
+            return
         if not isinstance(outcome, Streaming):
             self.forget(flight)
-        if not flight.future.done():
-            flight.future.set_result(outcome)
+        flight.future.set_result(outcome)
 
     def is_flying(self, key: bytes) -> bool:
         """Whether a load of this key is running."""

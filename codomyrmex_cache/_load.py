@@ -133,12 +133,16 @@ def _landed(space: Space, request: Request, entry: Entry | None) -> Landed:
     return Landed(entry, pack(space, request.key, entry, request.counters, copy=request.rules.copy), found=True)
 
 
-def release(space: Space, stored: bytes, begun: Begun | None, *, failed: bool) -> Flow[None]:
-    """End the load without an entry; `failed` tells those who wait for it that none will come."""
-    if begun is None:
+def release(space: Space, stored: bytes, begun: Begun | None, *, failed: bool, lease_alone: bool = False) -> Flow[None]:
+    """End the load without an entry; `failed` tells those who wait for it that none will come.
+
+    With `lease_alone` the generation of the key is left to others: to this load, which goes on, or to those that came after an
+    invalidation.
+    """
+    if begun is None or (lease_alone and not begun.lease):
         return
     try:
-        yield Call("end", (stored, begun, failed))
+        yield Call("end", (stored, begun._replace(generations=()) if lease_alone else begun, failed))
     except Exception as error:  # nothing depends on it: leases end by themselves
         space.counters[""].error(f"backend:{type(error).__name__}")
 
@@ -213,7 +217,7 @@ def _settle(space: Space, request: Request, flight: Flight, terms: Terms, packed
     """Store the packed entry if it still may be, and end the lease; whether an invalidation unseen here had come before."""
     stored, begun = space.stored(request.key.text), terms.begun
     if packed is None or not terms.store or flight.fenced:
-        yield from release(space, stored, begun, failed=not flight.fenced)
+        yield from release(space, stored, begun, failed=not flight.fenced, lease_alone=flight.fenced)
         return False
     if begun is None:
         yield from write(space, request.key, packed, request.counters)
@@ -263,9 +267,7 @@ def _streaming(
     space: Space, request: Request, flight: Flight, terms: Terms, stream: Any, started: float, parts: Parts
 ) -> Flow[Streaming]:
     """Other processes run streams of their own: one that waited for this to end would get no stream."""
-    if terms.begun is not None and terms.begun.lease:
-        lease_alone = terms.begun._replace(generations=())
-        yield from release(space, space.stored(request.key.text), lease_alone, failed=True)
+    yield from release(space, space.stored(request.key.text), terms.begun, failed=True, lease_alone=True)
 
     def keep(recording: Recording) -> Flow[None]:
         now = yield Now()
