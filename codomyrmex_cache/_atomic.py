@@ -67,7 +67,7 @@ def _swapped(
         if entry is None:
             return None
         packed = space.payloads.pack(stored, entry, copy=True)
-        if (yield from _sure(space, Call("replace", (stored, raw, packed)), verb)):
+        if (yield from _sure(space, Call("replace", (stored, raw, packed, True)), verb)):
             counters.add("sets")
             return entry
         yield Pause(pause * space.draw(), Patience(None))

@@ -139,7 +139,7 @@ def prolong(space: Space, key: Key, found: Found, times: Entry, counters: Counte
     try:
         packed = space.payloads.retimed(stored, found.raw, key.digest, times)
         if space.coordinates:
-            return bool((yield Call("replace", (stored, found.raw, packed))))
+            return bool((yield Call("replace", (stored, found.raw, packed, False))))
         yield Call("set", (stored, packed))
     except Exception as error:
         space.backend_failed("prolong", error, counters)

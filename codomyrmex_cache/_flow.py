@@ -40,6 +40,8 @@ def _from_store(space: Space, request: Request, found: Found) -> Flow[Answer | N
     entry, rules = found.entry, request.rules
     if found.verdict is Verdict.EXPIRED or (found.verdict is Verdict.STALE and entry.streamed):
         return None
+    if found.verdict is Verdict.STALE and entry.awaited and not request.awaits:
+        return None  # the function is called for its awaitable; with that the call starts over
     answer = answered(space, request, entry) if entry.raised else Answer(entry)
     if answer is None:
         return None
@@ -49,7 +51,7 @@ def _from_store(space: Space, request: Request, found: Found) -> Flow[Answer | N
         return answer
     if rules.early and not entry.streamed and is_due_early(entry, (yield Now()), rules.early, space.draw()):
         yield from _refresh_behind(space, request, entry)
-    elif rules.touch:
+    elif rules.touch and not space.flights.is_flying(space.stored(request.key.text)):
         yield from touched(space, request.key, found, request.counters)
     request.counters.hit(entry.cost)
     return answer
@@ -57,7 +59,8 @@ def _from_store(space: Space, request: Request, found: Found) -> Flow[Answer | N
 
 def _refresh_behind(space: Space, request: Request, seen: Entry) -> Flow[None]:
     if not space.flights.is_flying(space.stored(request.key.text)):
-        yield Behind(_refreshed(space, request, seen))
+        behind = request._replace(unmoved=request.still, unchanged=request.still)  # the caller goes on with its arguments
+        yield Behind(_refreshed(space, behind, seen))
 
 
 def _refreshed(space: Space, request: Request, seen: Entry) -> Flow[None]:

@@ -30,7 +30,7 @@ from codomyrmex_cache._raising import told
 from codomyrmex_cache._recording import Recording
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.backends.base import Begun
-from codomyrmex_cache.errors import CacheCodecError
+from codomyrmex_cache.errors import CacheCodecError, CacheConfigurationError
 
 __all__ = ["Terms", "elected_for", "fields_of", "landed", "lead", "load", "release", "seconds_of", "terms_of"]
 
@@ -78,6 +78,8 @@ def terms_of(space: Space, request: Request) -> Terms:
     try:
         tags = tuple(request.tags())
         return Terms((*space.scopes(request.key.text), *map(space.tag, tags)), None, len(tags))
+    except CacheConfigurationError:
+        raise
     except Exception as error:  # the callable is user code
         request.counters.error("tags")
         space.warn_once(("tags",), "namespace %r: tags= failed, result not stored (%r)", space.name, error)
@@ -274,6 +276,8 @@ def _streaming(
         value = (recording.is_async, list(recording.chunks), recording.returned)
         fields = {**fields_of(request, now - started, parts), "streamed": True}
         seconds = seconds_of(space, request, value[1])
+        if request.still is not None and not (yield Ask(request.still)):
+            seconds = 0.0
         entry = _entry(value, seconds, now, request.rules.stale, fields, terms)
         packed = None if seconds == 0 else pack(space, request.key, entry, request.counters, copy=False)
         yield from _settle(space, request, flight, terms, packed)

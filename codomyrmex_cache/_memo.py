@@ -6,11 +6,12 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgeneratorfunction, unwrap
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, unwrap
 from typing import Any, Literal
 
 from codomyrmex_cache import _verbs as verbs
-from codomyrmex_cache._drive import Run, arun, run
+from codomyrmex_cache._cold import ColdCall, Finished, Held
+from codomyrmex_cache._drive import arun, run
 from codomyrmex_cache._effects import Answer, AwaitableResult, Request
 from codomyrmex_cache._entries import answered, read
 from codomyrmex_cache._entry import MISSING, Entry, Missing
@@ -123,19 +124,8 @@ class Memo:
 
     async def adopt(self, request: Request, bound: tuple[Any, ...], awaitable: Awaitable[Any]) -> Any:
         """Finish in the event loop a call whose function has already given back its awaitable."""
-        taken = False
-
-        def invoke() -> Awaitable[Any]:
-            nonlocal taken
-            taken = True
-            return awaitable
-
-        request = self._request(request.key, invoke, bound, awaits=True)
-        try:
-            answer = await arun(self.cache.space, call(self.cache.space, request))
-        finally:
-            if not taken and iscoroutine(awaitable):
-                awaitable.close()
+        request = self._request(request.key, Held(awaitable), bound, awaits=True)
+        answer = await arun(self.cache.space, call(self.cache.space, request))
         return self.finish(answer, bound, request)
 
     def stream(self, bound: tuple[Any, ...]) -> Any:
@@ -161,10 +151,11 @@ class Memo:
     ) -> Request:
         """Before its function starts, an event loop or a stream may let others change what the key was made of."""
         still = partial(self._is_still, key, bound)
-        unmoved = still if (awaits or later) and not all(map(is_immutable, bound)) else None
+        changeable = still if self.keyer.volatile or not all(map(is_immutable, bound)) else None
+        unmoved = changeable if awaits or later else None
         unchanged = still if self.keyer.volatile else None
         parts, tags = partial(self._parts, bound), partial(self._tags_of, bound)
-        return Request(key, invoke, self.counters, self.rules, awaits, tags, parts, unmoved, unchanged)
+        return Request(key, invoke, self.counters, self.rules, awaits, tags, parts, unmoved, unchanged, changeable)
 
     def _tags_of(self, bound: tuple[Any, ...]) -> Sequence[str]:
         tags = self._tags(bound)
@@ -385,54 +376,12 @@ class Memo:
             value = (isasyncgenfunction(self.function), list(value), None)
         return verbs.store(
             self.cache.space, self.keyer.key(bound), value, self.counters, ttl=self.rules.ttl, copy=self.rules.copy,
-            tags=self._tags_of(bound), awaited=awaited, streamed=self.gives_stream, parts=self._parts(bound),
+            stale=self.rules.stale, tags=self._tags_of(bound), parts=self._parts(bound),
+            awaited=awaited, streamed=self.gives_stream,
         )  # fmt: skip
 
     def _clear(self) -> Any:
         return verbs.clear(self.cache.space, self.keyer.prefix, self.counters, self.keyer.name, self.keyer.owns)
-
-
-class ColdCall(Run[Answer]):
-    """A call under way; `finish` gives its result once `load` is `None`."""
-
-    __slots__ = ("_awaitable", "_bound", "_memo", "_request")
-
-    def __init__(self, memo: Memo, bound: tuple[Any, ...], request: Request) -> None:
-        self._memo, self._bound, self._request = memo, bound, request
-        self._awaitable: Awaitable[Any] | None = None
-        space = memo.cache.space
-        super().__init__(space, call(space, request))
-
-    def resume(self, reply: Any, error: BaseException | None = None) -> None:
-        try:
-            super().resume(reply, error)
-        except AwaitableResult as result:
-            self._awaitable = result.awaitable
-
-    def finish(self) -> Any:
-        """The result, or the exception raised."""
-        if self._awaitable is not None:
-            return self._memo.adopt(self._request, self._bound, self._awaitable)
-        entry = self.value.entry
-        result = self._memo.finish(self.value, self._bound, self._request)
-        return _ready(result) if entry is not None and entry.awaited else result
-
-
-class Finished:
-    """A call that is over already."""
-
-    __slots__ = ("_result",)
-    load = None
-
-    def __init__(self, result: Any) -> None:
-        self._result = result
-
-    def resume(self, reply: Any, error: BaseException | None = None) -> None:
-        """Never needed."""
-
-    def finish(self) -> Any:
-        """The result."""
-        return self._result
 
 
 def _constant(result: Any) -> Callable[[], Any]:
@@ -441,7 +390,3 @@ def _constant(result: Any) -> Callable[[], Any]:
 
 def _nothing() -> None:
     """Stands for a function that is not run."""
-
-
-async def _ready(value: Any) -> Any:
-    return value

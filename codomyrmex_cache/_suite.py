@@ -86,7 +86,7 @@ class LoadSuite(Suite):
         backend.delete(b"k")
         assert overtaken(lambda: backend.revoke([b"t1:a:tag"])) is None
         assert overtaken(lambda: backend.revoke([b"n1:a:"])) is None
-        assert overtaken(lambda: backend.replace(b"k", None, Entry(self.payload("first")))) == self.payload("first")
+        assert overtaken(lambda: backend.replace(b"k", None, Entry(self.payload("first")), True)) == self.payload("first")
         assert overtaken(lambda: self._load(b"k", names, "other load")) == self.payload("other load")
 
     def test_generations_come_when_asked_for_and_never_again(self) -> None:
@@ -146,12 +146,15 @@ class LoadSuite(Suite):
     def test_replace_compares_and_swaps(self) -> None:
         if isinstance(self.backend, Coordinates):
             one, two = Entry(self.payload("one")), Entry(self.payload("two"))
-            assert self.backend.replace(b"k", None, one) is True
-            assert self.backend.replace(b"k", None, two) is False
+            assert self.backend.replace(b"k", None, one, True) is True
+            assert self.backend.replace(b"k", None, two, True) is False
             found = self.backend.get(b"k")
-            assert self.backend.replace(b"k", Entry(self.payload("other")), two) is False
-            assert self.backend.replace(b"k", found, two) is True
+            assert self.backend.replace(b"k", Entry(self.payload("other")), two, True) is False
+            assert self.backend.replace(b"k", found, two, True) is True
             assert self._stored(b"k") == self.payload("two")
+            begun = self.backend.begin(b"k", [], 0.0)
+            assert self.backend.replace(b"k", begun.entry, one, False) is True
+            assert self.backend.commit(b"k", Entry(self.payload("loaded")), [], begun) is True
 
     def _stored(self, key: bytes) -> Any:
         found = self.backend.get(key)

@@ -36,6 +36,7 @@ def store(
     ttl: Ttl = None,
     copy: bool = True,
     tags: Sequence[str] = (),
+    stale: float = 0.0,
     **fields: Any,
 ) -> Flow[None]:
     """Store a value that the caller has; it supersedes a load that is running.  `fields` are further ones of the entry."""
@@ -45,7 +46,7 @@ def store(
     if seconds == 0:
         yield from delete(space, key, counters)
         return
-    entry = new_entry(value, seconds, (yield Now()), digest=key.digest, **fields)
+    entry = new_entry(value, seconds, (yield Now()), stale, digest=key.digest, **fields)
     if names:
         yield from _store_tagged(space, key, entry, names, counters, copy=copy)
         return

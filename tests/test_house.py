@@ -22,7 +22,7 @@ FLOORS: dict[int, set[str]] = {
     2: {"_keying", "_versions", "markers", "backends.in_memory", "backends.file_based", "backends.redis"},
     2.5: {"_policy", "_pump", "_recording", "_flight", "_heart"},
     3: {"_atomic", "_batch", "_drive", "_effects", "_entries", "_explain", "_flow", "_load", "_space", "_verbs", "_wiring"},
-    4: {"_batched", "_front", "_memo", "cache", "decorator", "locks", "manager", "streams"},
+    4: {"_batched", "_cold", "_front", "_memo", "cache", "decorator", "locks", "manager", "streams"},
     5: {"", "_suite", "testing"},
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -38,7 +38,20 @@ end
 return reply
 """
 
-COMMIT = b"""
+_CARRIED = b"""
+-- A generation lives as long as the entries that carry it.
+local function carried_by(first, life)
+  for i = first, #KEYS do
+    local left = redis.call('PTTL', KEYS[i])
+    if life == '0' then redis.call('PERSIST', KEYS[i])
+    elseif left >= 0 and left < tonumber(life) then redis.call('PEXPIRE', KEYS[i], life) end
+  end
+end
+"""
+
+COMMIT = (
+    _CARRIED
+    + b"""
 -- KEYS: entry, lease, generation of the key, other generations...
 -- ARGV: value, its life (0: for ever), token, how many of the last generations the entry carries, generations...
 if redis.call('HGET', KEYS[2], 't') == ARGV[3] then redis.call('DEL', KEYS[2]) end
@@ -48,13 +61,10 @@ for i = 3, #KEYS do
 end
 if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
 redis.call('DEL', KEYS[3])
-for i = #KEYS - ARGV[4] + 1, #KEYS do
-  local left = redis.call('PTTL', KEYS[i])
-  if ARGV[2] == '0' then redis.call('PERSIST', KEYS[i])
-  elseif left >= 0 and left < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
-end
+carried_by(#KEYS - ARGV[4] + 1, ARGV[2])
 return 1
 """
+)
 
 END = b"""
 -- KEYS: lease, generation of the key   ARGV: token, whether it failed, whether to drop the generation
@@ -75,10 +85,15 @@ if redis.call('HGET', KEYS[1], 't') ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
 
-REPLACE = b"""
--- KEYS: entry, generation of the key   ARGV: new value, its life (0: for ever), the old value if there was one
-if redis.call('GET', KEYS[1]) ~= (ARGV[3] or false) then return 0 end
+REPLACE = (
+    _CARRIED
+    + b"""
+-- KEYS: entry, generation of the key, generations that the entry carries...
+-- ARGV: new value, its life (0: for ever), whether to fence, old value if there was one
+if redis.call('GET', KEYS[1]) ~= (ARGV[4] or false) then return 0 end
 if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
-redis.call('DEL', KEYS[2])
+if ARGV[3] == '1' then redis.call('DEL', KEYS[2]) end
+carried_by(3, ARGV[2])
 return 1
 """
+)

@@ -164,8 +164,11 @@ class Coordinates(Protocol):
     def revoke(self, names: Sequence[bytes]) -> None:
         """Drop the generations: loads under way are not stored, entries that carry them are dead."""
 
-    def replace(self, key: bytes, old: Entry | None, new: Entry) -> bool:
-        """Store `new` if `old`, as it was got (`None`: nothing), is what is stored; whether it was."""
+    def replace(self, key: bytes, old: Entry | None, new: Entry, fence: bool) -> bool:
+        """Store `new` if `old`, as it was got (`None`: nothing), is what is stored; whether it was.
+
+        With `fence` it wins over loads under way, as `set` does; without, they may still replace it.
+        """
 
 
 @runtime_checkable

@@ -110,9 +110,10 @@ class FileBasedBackend:
             for key, entry in entries.items():
                 self._put(connection, key, entry)
 
-    def _put(self, connection: sqlite3.Connection, key: bytes, entry: Entry) -> None:
+    def _put(self, connection: sqlite3.Connection, key: bytes, entry: Entry, *, fence: bool = True) -> None:
         connection.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", (key, entry.value, entry.expires_at))
-        connection.execute(_DROP, (generation_name("k", key),))
+        if fence:
+            connection.execute(_DROP, (generation_name("k", key),))
         self._writes += 1
         if self._writes % _SWEEP_EVERY == 0:
             self._sweep(connection, entry.created)
@@ -202,12 +203,12 @@ class FileBasedBackend:
         with self._transaction() as connection:
             connection.executemany(_DROP, [(name,) for name in names])
 
-    def replace(self, key: bytes, old: Entry | None, new: Entry) -> bool:
+    def replace(self, key: bytes, old: Entry | None, new: Entry, fence: bool) -> bool:
         with self._transaction() as connection:
             row = connection.execute(_GET, (key,)).fetchone()
             same = (None if row is None else row[0]) == (None if old is None else old.value)
             if same:
-                self._put(connection, key, new)
+                self._put(connection, key, new, fence=fence)
             return same
 
     def close(self) -> None:
@@ -246,8 +247,8 @@ class FileBasedBackend:
     async def arevoke(self, names: Sequence[bytes]) -> None:
         await self._off_loop(self.revoke, names)
 
-    async def areplace(self, key: bytes, old: Entry | None, new: Entry) -> bool:
-        return await self._off_loop(self.replace, key, old, new)
+    async def areplace(self, key: bytes, old: Entry | None, new: Entry, fence: bool) -> bool:
+        return await self._off_loop(self.replace, key, old, new, fence)
 
     async def _off_loop(self, verb: Callable[..., T], *arguments: object) -> T:
         """In threads of our own: the loop's may all be waiting for this very write."""

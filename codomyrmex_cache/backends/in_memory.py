@@ -123,10 +123,11 @@ class InMemoryBackend:
             dropped, evicted = self._put(key, entry)
         self._bury(dropped, evicted)
 
-    def _put(self, key: bytes, entry: Entry) -> tuple[list[Cell], dict[bytes, Cell]]:
+    def _put(self, key: bytes, entry: Entry, *, fence: bool = True) -> tuple[list[Cell], dict[bytes, Cell]]:
         old = self._cells.get(key)
         self._cells[key] = Cell(entry)
-        self._generations.pop(generation_name("k", key), None)
+        if fence:
+            self._generations.pop(generation_name("k", key), None)
         self._writes += 1
         dropped = self._sweep(entry.created) if self._writes % _SWEEP_EVERY == 0 else []
         return dropped if old is None else [old, *dropped], self._evict()
@@ -221,12 +222,12 @@ class InMemoryBackend:
             for name in names:
                 self._generations.pop(name, None)
 
-    def replace(self, key: bytes, old: Entry | None, new: Entry) -> bool:
+    def replace(self, key: bytes, old: Entry | None, new: Entry, fence: bool) -> bool:
         with self._lock:
             cell = self._cells.get(key)
             if (None if cell is None else cell.entry) is not old:
                 return False
-            dropped, evicted = self._put(key, new)
+            dropped, evicted = self._put(key, new, fence=fence)
         self._bury(dropped, evicted)
         return True
 

@@ -147,8 +147,8 @@ class RedisBackend:
     def revoke(self, names: Sequence[bytes]) -> None:
         self.client.unlink(*(_GENERATION + name for name in names))
 
-    def replace(self, key: bytes, old: Entry | None, new: Entry) -> bool:
-        return bool(self._script(REPLACE)(*_replace_arguments(key, old, new)))
+    def replace(self, key: bytes, old: Entry | None, new: Entry, fence: bool) -> bool:
+        return bool(self._script(REPLACE)(*_replace_arguments(key, old, new, fence)))
 
     def _script(self, source: bytes) -> Any:
         return _prepared(self.client, source)
@@ -229,8 +229,8 @@ class RedisBackend:
     async def arevoke(self, names: Sequence[bytes]) -> None:
         await self.async_client.unlink(*(_GENERATION + name for name in names))
 
-    async def areplace(self, key: bytes, old: Entry | None, new: Entry) -> bool:
-        return bool(await self._ascript(REPLACE)(*_replace_arguments(key, old, new)))
+    async def areplace(self, key: bytes, old: Entry | None, new: Entry, fence: bool) -> bool:
+        return bool(await self._ascript(REPLACE)(*_replace_arguments(key, old, new, fence)))
 
     def _ascript(self, source: bytes) -> Any:
         return _prepared(self.async_client, source)
@@ -302,9 +302,10 @@ def _end_arguments(key: bytes, begun: Begun, failed: bool) -> tuple[list[bytes],
     return [_LEASE + key, _GENERATION + generation_name("k", key)], [begun.lease, int(failed), int(bool(begun.generations))]
 
 
-def _replace_arguments(key: bytes, old: Entry | None, new: Entry) -> tuple[list[bytes], list[Any]]:
-    keys = [_PREFIX + key, _GENERATION + generation_name("k", key)]
-    return keys, [new.value, _milliseconds(new) or 0, *(() if old is None else (old.value,))]
+def _replace_arguments(key: bytes, old: Entry | None, new: Entry, fence: bool) -> tuple[list[bytes], list[Any]]:
+    carried = [_GENERATION + name for name, _ in new.generations]
+    keys = [_PREFIX + key, _GENERATION + generation_name("k", key), *carried]
+    return keys, [new.value, _milliseconds(new) or 0, int(fence), *(() if old is None else (old.value,))]
 
 
 def _entry(value: Any) -> Entry | None:

@@ -1,0 +1,81 @@
+"""A decorated call on its way through the cold path, as its wrapper sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from inspect import iscoroutine
+from typing import TYPE_CHECKING, Any
+
+from codomyrmex_cache._drive import Run
+from codomyrmex_cache._effects import Answer, AwaitableResult, Request
+from codomyrmex_cache._flow import call
+
+if TYPE_CHECKING:
+    from codomyrmex_cache._memo import Memo
+
+__all__ = ["ColdCall", "Finished", "Held"]
+
+
+class ColdCall(Run[Answer]):
+    """A call under way; `finish` gives its result once `load` is `None`."""
+
+    __slots__ = ("_awaitable", "_bound", "_memo", "_request")
+
+    def __init__(self, memo: Memo, bound: tuple[Any, ...], request: Request) -> None:
+        self._memo, self._bound, self._request = memo, bound, request
+        self._awaitable: Awaitable[Any] | None = None
+        space = memo.cache.space
+        super().__init__(space, call(space, request))
+
+    def resume(self, reply: Any, error: BaseException | None = None) -> None:
+        try:
+            super().resume(reply, error)
+        except AwaitableResult as result:
+            self._awaitable = result.awaitable
+
+    def finish(self) -> Any:
+        """The result, or the exception raised."""
+        if self._awaitable is not None:
+            return self._memo.adopt(self._request, self._bound, self._awaitable)
+        entry = self.value.entry
+        result = self._memo.finish(self.value, self._bound, self._request)
+        return _ready(result) if entry is not None and entry.awaited else result
+
+
+class Held:
+    """Gives the awaitable that a call has made already; a coroutine that nobody has asked for is closed with this."""
+
+    __slots__ = ("_awaitable",)
+
+    def __init__(self, awaitable: Awaitable[Any]) -> None:
+        self._awaitable: Awaitable[Any] | None = awaitable
+
+    def __call__(self) -> Awaitable[Any]:
+        awaitable, self._awaitable = self._awaitable, None
+        assert awaitable is not None
+        return awaitable
+
+    def __del__(self) -> None:
+        if iscoroutine(self._awaitable):
+            self._awaitable.close()
+
+
+class Finished:
+    """A call that is over already."""
+
+    __slots__ = ("_result",)
+    load = None
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def resume(self, reply: Any, error: BaseException | None = None) -> None:
+        """Never needed."""
+
+    def finish(self) -> Any:
+        """The result."""
+        return self._result
+
+
+async def _ready(value: Any) -> Any:
+    return value
