@@ -132,7 +132,7 @@ class Request(NamedTuple):
         unmoved: asked just before the load; if it says no, an argument has changed since the key was made, so the result
             belongs to another key and to this caller alone.
         unchanged: asked after the load; if it says no, what the key was taken from has changed and nothing is stored.
-        still: the same question, for loads that go on after the caller has its answer; `None` if nothing can change.
+        still: the same question, for loads that go on after the caller has its answer.
     """
 
     key: Key

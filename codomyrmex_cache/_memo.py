@@ -151,11 +151,10 @@ class Memo:
     ) -> Request:
         """Before its function starts, an event loop or a stream may let others change what the key was made of."""
         still = partial(self._is_still, key, bound)
-        changeable = still if self.keyer.volatile or not all(map(is_immutable, bound)) else None
-        unmoved = changeable if awaits or later else None
+        unmoved = still if (awaits or later) and not all(map(is_immutable, bound)) else None
         unchanged = still if self.keyer.volatile else None
         parts, tags = partial(self._parts, bound), partial(self._tags_of, bound)
-        return Request(key, invoke, self.counters, self.rules, awaits, tags, parts, unmoved, unchanged, changeable)
+        return Request(key, invoke, self.counters, self.rules, awaits, tags, parts, unmoved, unchanged, still)
 
     def _tags_of(self, bound: tuple[Any, ...]) -> Sequence[str]:
         tags = self._tags(bound)
