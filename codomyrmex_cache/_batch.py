@@ -51,18 +51,19 @@ def call_many(space: Space, items: Items) -> Flow[list[Answer]]:
     joined = {}
     for place in missing:
         own = Flight(space.stored(items.requests[place].key.text), carrier)
-        joined[place] = (own, space.flights.join(own))
-    led = {place: own for place, (own, flight) in joined.items() if flight is own}
+        flight = space.flights.join(own)
+        joined[place] = (own, flight, flight.settling)
+    led = {place: own for place, (own, flight, _) in joined.items() if flight is own}
     try:
         if led:
             answers.update((yield from _led_answers(space, items, carrier, led)))
     except BaseException:
-        _leave(flight for own, flight in joined.values() if flight is not own)
+        _leave(flight for own, flight, _ in joined.values() if flight is not own)
         raise
     for place in missing:
-        own, flight = joined[place]
+        own, flight, late = joined[place]
         if flight is not own:
-            answers[place] = yield from _followed_answer(space, items.requests[place], flight)
+            answers[place] = yield from _followed_answer(space, items.requests[place], flight, late=late)
     return [answers[place] for place in range(len(items.requests))]
 
 
@@ -219,12 +220,12 @@ def _checked(values: Any, count: int) -> list[Any]:
     return found
 
 
-def _followed_answer(space: Space, request: Request, flight: Flight) -> Flow[Answer]:
+def _followed_answer(space: Space, request: Request, flight: Flight, *, late: bool) -> Flow[Answer]:
     if flight.waits_for_itself(blocking=not request.awaits):
         flight.leave()
         return (yield from compute(request))
     outcome = yield Wait(flight, Patience(request.rules.wait))
     if isinstance(outcome, TimedOut):
         return (yield from waited_in_vain(space, request, None))
-    answer: Answer | None = yield from follower_answer(space, request, flight, outcome)
+    answer: Answer | None = None if late else (yield from follower_answer(space, request, flight, outcome))
     return (yield from call(space, request)) if answer is None else answer

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock, get_ident
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codomyrmex_cache._entry import Entry
 
@@ -47,10 +47,14 @@ class Landed(NamedTuple):
 
 
 class Streaming(NamedTuple):
-    """The function gave a stream, which is being recorded; the flight can be joined until the recording is gone."""
+    """The function gave a stream, which is being recorded; the flight can be joined until the recording is gone.
+
+    `terms` are what its load relies on (see `_load`).
+    """
 
     recording: Recording
     awaited: bool
+    terms: Any
 
 
 class Failed(NamedTuple):
@@ -81,11 +85,27 @@ class Flight:
     to those who wait and is not stored.  `loop` and `task` are set when an event loop runs the load.  When the last of those
     who wait leaves, the task is cancelled.
 
+    `settling` is set when the result is there and about to be stored.  From then on an invalidation elsewhere may come after
+    the store has taken it and before the flight ends; so whoever joins now looks into the store when it has ended.
+
     One load may be that of several keys.  Then their flights have a `carrier`, which has the loop and the task, and on which
     whoever waits for one of them depends.
     """
 
-    __slots__ = ("_lock", "_waiting", "_waits_for", "carrier", "fenced", "future", "key", "loop", "names", "task", "thread")
+    __slots__ = (
+        "_lock",
+        "_waiting",
+        "_waits_for",
+        "carrier",
+        "fenced",
+        "future",
+        "key",
+        "loop",
+        "names",
+        "settling",
+        "task",
+        "thread",
+    )
 
     def __init__(self, key: bytes, carrier: Flight | None = None) -> None:
         self.key = key
@@ -93,7 +113,7 @@ class Flight:
         self.thread = get_ident()
         self.future: Future[Outcome] = Future()
         self.future.set_running_or_notify_cancel()  # from here on no waiter's cancellation reaches the others
-        self.fenced = False
+        self.fenced = self.settling = False
         self.names: Sequence[bytes] = ()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.task: asyncio.Task[None] | None = None

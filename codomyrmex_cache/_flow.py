@@ -9,7 +9,7 @@ from codomyrmex_cache._entries import Found, answered, look, touched
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._flight import TIMED_OUT, Abandoned, Failed, Flight, Landed, Outcome, Streaming, TimedOut
 from codomyrmex_cache._isolation import is_awaitable
-from codomyrmex_cache._load import lead
+from codomyrmex_cache._load import lead, unchanged
 from codomyrmex_cache._policy import Verdict, is_due_early
 from codomyrmex_cache._raising import own_copy
 from codomyrmex_cache._recording import Listener, Recording
@@ -70,7 +70,10 @@ def _refreshed(space: Space, request: Request, seen: Entry) -> Flow[None]:
         flight.leave()
         return
     yield Lead(flight, lead(space, request, flight, Patience(None), seen))
-    yield Wait(flight, Patience(None))
+    outcome = yield Wait(flight, Patience(None))
+    listener = outcome.recording.listen() if isinstance(outcome, Streaming) else None
+    if listener is not None:  # a stream that nobody hears
+        outcome.recording.leave(listener)
 
 
 def _from_load(space: Space, request: Request, found: Found | None) -> Flow[Answer]:
@@ -79,7 +82,7 @@ def _from_load(space: Space, request: Request, found: Found | None) -> Flow[Answ
         own = Flight(space.stored(request.key.text))
         try:
             flight = space.flights.join(own)
-            leads = flight is own
+            leads, late = flight is own, flight.settling
             if not leads and flight.waits_for_itself(blocking=not request.awaits):
                 flight.leave()
                 return (yield from compute(request))
@@ -95,11 +98,11 @@ def _from_load(space: Space, request: Request, found: Found | None) -> Flow[Answ
         if isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved):
             return (yield from compute(request))
         if isinstance(outcome, Streaming):
-            answer = stream_answer(outcome)
-            if answer is not None:
-                request.counters.add("misses" if leads else "coalesced")
+            answer = yield from _streaming_answer(space, request, flight, outcome, leads=leads)
         elif leads:
             answer = leader_answer(space, request, outcome)
+        elif late:
+            answer = None
         else:
             answer = yield from follower_answer(space, request, flight, outcome)
         if answer is not None:
@@ -145,6 +148,20 @@ def leader_answer(space: Space, request: Request, outcome: Outcome) -> Answer:
         return Answer(outcome.entry)
     assert not isinstance(outcome, Streaming)
     return Answer(None, outcome.error)
+
+
+def _streaming_answer(
+    space: Space, request: Request, flight: Flight, outcome: Streaming, *, leads: bool
+) -> Flow[Answer | None]:
+    """The running stream, unless an invalidation elsewhere has come since it began."""
+    terms = outcome.terms
+    if not leads and not (yield from unchanged(space, flight.key, terms.names, terms.begun)):
+        space.flights.forget(flight)
+        return None
+    answer = stream_answer(outcome)
+    if answer is not None:
+        request.counters.add("misses" if leads else "coalesced")
+    return answer
 
 
 def stream_answer(outcome: Streaming) -> Answer | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from threading import Lock
 from typing import Protocol
 from weakref import WeakSet
 
@@ -21,30 +22,42 @@ class Renewable(Protocol):
         """
 
 
-@cache
-def _registry() -> WeakSet[Renewable]:
-    renewables: WeakSet[Renewable] = WeakSet()
+class _Registry:
+    """All that is to be renewed, and what happens to it around a fork."""
 
-    halted: list[Renewable] = []  # the set may lose members between the steps
+    def __init__(self) -> None:
+        self._renewables: WeakSet[Renewable] = WeakSet()
+        self._lock = Lock()  # a set must not grow while it is walked through
+        self._halted: list[Renewable] = []  # the set may lose members between the steps
+        if hasattr(os, "register_at_fork"):  # not on Windows
+            os.register_at_fork(before=self._halt, after_in_parent=self._resume, after_in_child=self._renew)
 
-    def halt() -> None:
-        halted.extend(renewable for renewable in renewables if hasattr(renewable, "before_fork"))
-        for renewable in halted:
+    def add(self, renewable: Renewable) -> None:
+        with self._lock:
+            self._renewables.add(renewable)
+
+    def _halt(self) -> None:
+        self._lock.acquire()
+        self._halted = [renewable for renewable in self._renewables if hasattr(renewable, "before_fork")]
+        for renewable in self._halted:
             renewable.before_fork()  # type: ignore[attr-defined]
 
-    def resume() -> None:
-        for renewable in halted:
+    def _resume(self) -> None:
+        for renewable in self._halted:
             renewable.after_fork_in_parent()  # type: ignore[attr-defined]
-        halted.clear()
+        self._halted = []
+        self._lock.release()
 
-    def renew() -> None:
-        halted.clear()
-        for renewable in renewables:
+    def _renew(self) -> None:
+        self._halted = []
+        self._lock = Lock()
+        for renewable in self._renewables:
             renewable.after_fork()
 
-    if hasattr(os, "register_at_fork"):  # not on Windows
-        os.register_at_fork(before=halt, after_in_parent=resume, after_in_child=renew)
-    return renewables
+
+@cache
+def _registry() -> _Registry:
+    return _Registry()
 
 
 def renew_after_fork(renewable: Renewable) -> None:

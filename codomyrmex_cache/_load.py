@@ -29,10 +29,10 @@ from codomyrmex_cache._policy import Verdict, error_lifetime, jittered, lifetime
 from codomyrmex_cache._raising import told
 from codomyrmex_cache._recording import Recording
 from codomyrmex_cache._space import Space
-from codomyrmex_cache.backends.base import Begun
+from codomyrmex_cache.backends.base import Begun, generation_name
 from codomyrmex_cache.errors import CacheCodecError, CacheConfigurationError
 
-__all__ = ["Terms", "elected_for", "fields_of", "landed", "lead", "load", "release", "seconds_of", "terms_of"]
+__all__ = ["Terms", "elected_for", "fields_of", "landed", "lead", "load", "release", "seconds_of", "terms_of", "unchanged"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
 """Seconds between two looks at a lease that another process holds: its value is handed over within 50 ms."""
@@ -218,9 +218,11 @@ def _entry(value: object, seconds: float | None, now: float, stale: float, field
 def _settle(space: Space, request: Request, flight: Flight, terms: Terms, packed: Entry | None) -> Flow[bool]:
     """Store the packed entry if it still may be, and end the lease; whether an invalidation unseen here had come before."""
     stored, begun = space.stored(request.key.text), terms.begun
+    flight.settling = True
     if packed is None or not terms.store or flight.fenced:
+        overtaken = not flight.fenced and not (yield from unchanged(space, stored, terms.names, begun))
         yield from release(space, stored, begun, failed=not flight.fenced, lease_alone=flight.fenced)
-        return False
+        return overtaken
     if begun is None:
         yield from write(space, request.key, packed, request.counters)
         if flight.fenced:  # invalidated while it was being written: which came first, the backend alone knows
@@ -233,6 +235,18 @@ def _settle(space: Space, request: Request, flight: Flight, terms: Terms, packed
         return False
     request.counters.add("sets", written)
     return not written and not flight.fenced
+
+
+def unchanged(space: Space, stored: bytes, names: Sequence[bytes], begun: Begun | None) -> Flow[bool]:
+    """Whether no invalidation, here or elsewhere, has come since the load began."""
+    if begun is None or not space.elects:
+        return True
+    try:
+        current = yield Call("generations", ((generation_name("k", stored), *names),))
+    except Exception as error:
+        space.backend_failed("read the generations of", error, space.counters[""])
+        return True
+    return tuple(current) == tuple(begun.generations)
 
 
 def seconds_of(space: Space, request: Request, value: object) -> float | None:
@@ -284,4 +298,4 @@ def _streaming(
 
     gone: Callable[[], None] = lambda: space.flights.forget(flight)  # noqa: E731
     recording: Recording = yield Record(stream, request.rules, keep, gone)
-    return Streaming(recording, request.awaits)
+    return Streaming(recording, request.awaits, terms)
