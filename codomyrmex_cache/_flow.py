@@ -154,22 +154,29 @@ def _streaming_answer(
     space: Space, request: Request, flight: Flight, outcome: Streaming, *, leads: bool
 ) -> Flow[Answer | None]:
     """The running stream, unless an invalidation elsewhere has come since it began."""
-    terms = outcome.terms
-    if not leads and not (yield from unchanged(space, flight.key, terms.names, terms.begun)):
-        space.flights.forget(flight)
+    terms, listener = outcome.terms, outcome.recording.listen()
+    if listener is None:
         return None
-    answer = stream_answer(outcome)
-    if answer is not None:
-        request.counters.add("misses" if leads else "coalesced")
-    return answer
+    try:
+        if not leads and not (yield from unchanged(space, flight.key, terms.names, terms.begun)):
+            space.flights.forget(flight)
+            outcome.recording.leave(listener)
+            return None
+    except BaseException:  # cancelled while asking
+        outcome.recording.leave(listener)
+        raise
+    request.counters.add("misses" if leads else "coalesced")
+    return _heard(outcome, listener)
+
+
+def _heard(outcome: Streaming, listener: Listener) -> Answer:
+    return Answer(Entry((outcome.recording, listener), streamed=True, awaited=outcome.awaited))
 
 
 def stream_answer(outcome: Streaming) -> Answer | None:
     """The recording with a place in it; `None` to start over if it takes no more listeners."""
     listener = outcome.recording.listen()
-    if listener is None:
-        return None
-    return Answer(Entry((outcome.recording, listener), streamed=True, awaited=outcome.awaited))
+    return None if listener is None else _heard(outcome, listener)
 
 
 def opened(answer: Answer) -> tuple[Recording, Listener]:
