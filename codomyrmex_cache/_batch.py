@@ -169,7 +169,7 @@ def _load_part(space: Space, items: Items, part: Sequence[Led]) -> Flow[None]:
     with ExitStack() as holding:
         for each in part:
             forget = partial(space.flights.forget, each.flight)
-            holding.enter_context(space.holding(each.flight.key, each.terms.begun, forget))
+            holding.enter_context(space.holding(each.flight.key, each.terms.begun, forget, partial(_is_dead, each.flight)))
         try:
             yield from _loaded_part(space, items, part)
         except GeneratorExit:
@@ -209,6 +209,10 @@ def _loaded_part(space: Space, items: Items, part: Sequence[Led]) -> Flow[None]:
         fields = fields_of(each.request, (now - started) / len(wanted), parts[index])
         outcome = yield from landed(space, each.request, each.flight, each.terms, values[index], seconds, now, fields)
         space.flights.end(each.flight, outcome)
+
+
+def _is_dead(flight: Flight) -> bool:
+    return flight.dead
 
 
 def _checked(values: Any, count: int) -> list[Any]:

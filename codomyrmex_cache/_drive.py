@@ -16,6 +16,7 @@ from codomyrmex_cache._flight import LEADING, TIMED_OUT, Abandoned, Flight
 from codomyrmex_cache._isolation import is_awaitable
 from codomyrmex_cache._recording import Recording
 from codomyrmex_cache._space import Space
+from codomyrmex_cache.backends.base import Begun
 
 if TYPE_CHECKING:
     import asyncio
@@ -222,6 +223,8 @@ async def _aperform(space: Space, effect: Effect) -> Any:
 async def _acall(space: Space, effect: Call) -> Any:
     """Async verbs where the backend has them; objects in memory at once; anything else may block, so in a thread."""
     verb = getattr(space.backend, f"a{effect.verb}", None) if space.is_async else None
+    if verb is not None and effect.verb == "begin":
+        return await _abegin(space, verb, effect.arguments)
     if verb is not None:
         result = await verb(*effect.arguments)
         return list(result) if effect.verb == "scan" else result
@@ -230,6 +233,33 @@ async def _acall(space: Space, effect: Call) -> Any:
     import asyncio
 
     return await asyncio.to_thread(_perform, space, effect)
+
+
+async def _abegin(space: Space, verb: Any, arguments: tuple[Any, ...]) -> Any:
+    """A load that is cancelled while it begins would leave behind a lease that nobody knows of, so that is given back."""
+    import asyncio
+
+    beginning: asyncio.Task[Begun] = asyncio.ensure_future(verb(*arguments))
+
+    def give_back(_: object) -> None:
+        space.tasks.discard(beginning)
+        if beginning.cancelled() or beginning.exception() is not None or not beginning.result().lease:
+            return
+        ending: asyncio.Task[None] = asyncio.ensure_future(space.backend.aend(arguments[0], beginning.result(), True))  # type: ignore[attr-defined]
+        space.tasks.add(ending)
+        ending.add_done_callback(ended)
+
+    def ended(ending: asyncio.Task[None]) -> None:
+        space.tasks.discard(ending)
+        if not ending.cancelled():
+            ending.exception()  # the lease ends by itself
+
+    try:
+        return await asyncio.shield(beginning)
+    except asyncio.CancelledError:
+        space.tasks.add(beginning)
+        beginning.add_done_callback(give_back)
+        raise
 
 
 def _alead(space: Space, effect: Lead) -> None:

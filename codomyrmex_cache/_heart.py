@@ -9,7 +9,7 @@ from threading import Condition, Thread
 from typing import NamedTuple
 
 from codomyrmex_cache._fork import renew_after_fork
-from codomyrmex_cache.backends.base import Coordinates
+from codomyrmex_cache.backends.base import Begun, Coordinates
 
 __all__ = ["LEASE_SECONDS", "Heart"]
 
@@ -25,9 +25,10 @@ _IDLE_BEATS = 30
 
 class _Held(NamedTuple):
     key: bytes
-    lease: int
+    begun: Begun
     since: float
     lost: Callable[[], None]
+    dead: Callable[[], bool]
 
 
 class Heart:
@@ -47,9 +48,16 @@ class Heart:
         renew_after_fork(self)
 
     @contextmanager
-    def holding(self, key: bytes, lease: int, lost: Callable[[], None]) -> Iterator[None]:
-        """Renew the lease within the block; `lost()` is called if it is somebody else's now."""
-        held = _Held(key, lease, time.monotonic(), lost)
+    def holding(self, key: bytes, begun: Begun, lost: Callable[[], None], dead: Callable[[], bool]) -> Iterator[None]:
+        """Renew the lease within the block.
+
+        Args:
+            key: the lease's.
+            begun: as the backend gave it.
+            lost: called if it is somebody else's now.
+            dead: whether who should leave the block never will; then the lease is given up.
+        """
+        held = _Held(key, begun, time.monotonic(), lost, dead)
         with self._changed:
             self._held.add(held)
             if not self._beating:
@@ -83,7 +91,11 @@ class Heart:
 
     def _renew(self, held: _Held) -> None:
         try:
-            ours = self._backend.renew(held.key, held.lease, LEASE_SECONDS)
+            if held.dead():
+                self._held.discard(held)
+                self._backend.end(held.key, held.begun._replace(generations=()), True)
+                return
+            ours = self._backend.renew(held.key, held.begun.lease, LEASE_SECONDS)
         except Exception as error:  # the backend's; the next beat may reach it again
             self._failed(error)
             return

@@ -152,7 +152,7 @@ def release(space: Space, stored: bytes, begun: Begun | None, *, failed: bool, l
 def load(space: Space, request: Request, flight: Flight, terms: Terms, *, refreshing: bool = False) -> Flow[Outcome]:
     """Run the function and store its result unless an invalidation came meanwhile."""
     stored = space.stored(request.key.text)
-    with space.holding(stored, terms.begun, lambda: space.flights.forget(flight)):
+    with space.holding(stored, terms.begun, lambda: space.flights.forget(flight), lambda: flight.dead):
         try:
             return (yield from _loaded(space, request, flight, terms, refreshing=refreshing))
         except GeneratorExit:  # nothing can be asked of the backend any more; the lease ends by itself

@@ -115,11 +115,13 @@ class Space:
                 f"it would need the verbs of codomyrmex_cache.backends.base.Coordinates"
             )
 
-    def holding(self, stored: bytes, begun: Begun | None, lost: Callable[[], None]) -> AbstractContextManager[None]:
-        """Keep the lease, if there is one, within the block."""
+    def holding(
+        self, stored: bytes, begun: Begun | None, lost: Callable[[], None], dead: Callable[[], bool]
+    ) -> AbstractContextManager[None]:
+        """Keep the lease, if there is one, within the block; see `Heart.holding`."""
         if self.heart is None or begun is None or not begun.lease or not self.elects:
             return nullcontext()
-        return self.heart.holding(stored, begun.lease, lost)
+        return self.heart.holding(stored, begun, lost, dead)
 
     @staticmethod
     def draw() -> float:

@@ -66,7 +66,7 @@ class CacheLock:
                 f"namespace {self._space.name!r}: lock {self.name!r} was not free within {self._wait:g} seconds"
             )
         self._begun, self.lost = begun, False
-        self._holding = self._space.holding(lock_key(self._space, self.name), begun, self._lose)
+        self._holding = self._space.holding(lock_key(self._space, self.name), begun, self._lose, lambda: False)
         self._holding.__enter__()
         return self
 
