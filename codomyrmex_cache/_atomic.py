@@ -27,6 +27,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 
 def incr(space: Space, key: Key, amount: int, counters: Counters, *, ttl: Ttl) -> Flow[int]:
     """Add to the number under the key; answers the sum."""
+    if type(amount) is not int:
+        raise CacheError(f"namespace {space.name!r}: incr of {key.text!r} by {amount!r}: give an int")
     seconds = lifetime(ttl, amount)
 
     def summed(found: Found | None, now: float) -> Entry:

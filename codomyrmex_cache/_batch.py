@@ -106,7 +106,7 @@ def _led_answers(space: Space, items: Items, carrier: Flight, led: dict[int, Fli
             items.requests[place].counters.add("misses")
         raise
     finally:
-        _leave(led.values())
+        _leave([*led.values(), carrier])
     answers = {}
     for place, flight in led.items():
         request, outcome = items.requests[place], flight.future.result()
@@ -225,10 +225,13 @@ def _checked(values: Any, count: int) -> list[Any]:
 
 
 def _followed_answer(space: Space, request: Request, flight: Flight, *, late: bool) -> Flow[Answer]:
-    if flight.waits_for_itself(blocking=not request.awaits):
+    try:
+        itself = flight.waits_for_itself(blocking=not request.awaits)
+        outcome = None if itself else (yield Wait(flight, Patience(request.rules.wait)))
+    finally:
         flight.leave()
+    if outcome is None:
         return (yield from compute(request))
-    outcome = yield Wait(flight, Patience(request.rules.wait))
     if isinstance(outcome, TimedOut):
         return (yield from waited_in_vain(space, request, None))
     answer: Answer | None = None if late else (yield from follower_answer(space, request, flight, outcome))

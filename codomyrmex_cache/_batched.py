@@ -177,11 +177,11 @@ class BatchMemo(Memo):
         await self.ainvalidate(*args, **kwargs)
         return await self.amany(self._bind(*args, **kwargs))
 
-    def _store(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, awaited: bool) -> Flow[None]:
+    def _store(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[None]:
         bound = self._bind(*args, **kwargs)
         for item, result in zip(list(bound[self._place]), list(value), strict=True):
             one = self._with(bound, item)
-            yield from self.stored(one, result, awaited=awaited)
+            yield from self.stored(one, result)
 
     def _explanation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         bound = self._bind(*args, **kwargs)

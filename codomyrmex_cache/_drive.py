@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from contextvars import Token, copy_context
+from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -129,19 +130,16 @@ def _perform(space: Space, effect: Effect) -> Any:
 
 
 def _wait(flight: Flight, patience: Patience) -> Any:
-    try:
-        while True:
-            seconds = _PATIENCE if patience.left is None else min(_PATIENCE, patience.left)
-            try:
-                return flight.future.result(timeout=seconds)
-            except TimeoutError:
-                patience.spend(seconds)
-                if flight.dead:
-                    return Abandoned(RuntimeError("the event loop of the load stands still"))
-                if patience.left == 0.0:
-                    return TIMED_OUT
-    finally:
-        flight.leave()
+    while True:
+        seconds = _PATIENCE if patience.left is None else min(_PATIENCE, patience.left)
+        try:
+            return flight.future.result(timeout=seconds)
+        except TimeoutError:
+            patience.spend(seconds)
+            if flight.dead:
+                return Abandoned(RuntimeError("the event loop of the load stands still"))
+            if patience.left == 0.0:
+                return TIMED_OUT
 
 
 def _pause(effect: Pause) -> float:
@@ -224,7 +222,9 @@ async def _acall(space: Space, effect: Call) -> Any:
     """Async verbs where the backend has them; objects in memory at once; anything else may block, so in a thread."""
     verb = getattr(space.backend, f"a{effect.verb}", None) if space.is_async else None
     if verb is not None and effect.verb == "begin":
-        return await _abegin(space, verb, effect.arguments)
+        return await _abegin(space, effect, verb)
+    if verb is not None and effect.verb == "end":
+        return await _aend(space, effect, verb)
     if verb is not None:
         result = await verb(*effect.arguments)
         return list(result) if effect.verb == "scan" else result
@@ -235,30 +235,33 @@ async def _acall(space: Space, effect: Call) -> Any:
     return await asyncio.to_thread(_perform, space, effect)
 
 
-async def _abegin(space: Space, verb: Any, arguments: tuple[Any, ...]) -> Any:
-    """A load that is cancelled while it begins would leave behind a lease that nobody knows of, so that is given back."""
+async def _abegin(space: Space, effect: Call, verb: Any) -> Any:
+    """Begin a load; if the caller is cancelled meanwhile, the lease is given back as soon as it comes."""
     import asyncio
 
-    beginning: asyncio.Task[Begun] = asyncio.ensure_future(verb(*arguments))
-
-    def give_back(_: object) -> None:
-        space.tasks.discard(beginning)
-        if beginning.cancelled() or beginning.exception() is not None or not beginning.result().lease:
-            return
-        ending: asyncio.Task[None] = asyncio.ensure_future(space.backend.aend(arguments[0], beginning.result(), True))  # type: ignore[attr-defined]
-        space.tasks.add(ending)
-        ending.add_done_callback(ended)
-
-    def ended(ending: asyncio.Task[None]) -> None:
-        space.tasks.discard(ending)
-        if not ending.cancelled():
-            ending.exception()  # the lease ends by itself
-
+    beginning: asyncio.Task[Begun] = asyncio.ensure_future(verb(*effect.arguments))
     try:
         return await asyncio.shield(beginning)
     except asyncio.CancelledError:
-        space.tasks.add(beginning)
-        beginning.add_done_callback(give_back)
+        beginning.add_done_callback(partial(_give_back, space, effect))
+        raise
+
+
+def _give_back(space: Space, effect: Call, beginning: asyncio.Task[Begun]) -> None:
+    if not beginning.cancelled() and beginning.exception() is None and beginning.result().lease:
+        with suppress(Exception):  # then the lease ends by itself
+            _perform(space, Call("end", (effect.arguments[0], beginning.result(), False)))
+
+
+async def _aend(space: Space, effect: Call, verb: Any) -> None:
+    """End a load, even if this is cancelled: a closing loop cancels a second time, and others would wait for the lease."""
+    import asyncio
+
+    try:
+        await verb(*effect.arguments)
+    except asyncio.CancelledError:
+        with suppress(Exception):  # then the lease ends by itself
+            _perform(space, effect)
         raise
 
 
@@ -295,7 +298,6 @@ async def _await(flight: Flight, patience: Patience) -> Any:
                 return TIMED_OUT
     finally:
         future.cancel()
-        flight.leave()
 
 
 def _abehind(space: Space, flow: Flow[None]) -> None:

@@ -66,11 +66,13 @@ def _refresh_behind(space: Space, request: Request, seen: Entry) -> Flow[None]:
 def _refreshed(space: Space, request: Request, seen: Entry) -> Flow[None]:
     own = Flight(space.stored(request.key.text))
     flight = space.flights.join(own)
-    if flight is not own:
+    try:
+        if flight is not own:
+            return
+        yield Lead(flight, lead(space, request, flight, Patience(None), seen))
+        outcome = yield Wait(flight, Patience(None))
+    finally:
         flight.leave()
-        return
-    yield Lead(flight, lead(space, request, flight, Patience(None), seen))
-    outcome = yield Wait(flight, Patience(None))
     listener = outcome.recording.listen() if isinstance(outcome, Streaming) else None
     if listener is not None:  # a stream that nobody hears
         outcome.recording.leave(listener)
@@ -81,32 +83,41 @@ def _from_load(space: Space, request: Request, found: Found | None) -> Flow[Answ
     while True:
         own = Flight(space.stored(request.key.text))
         try:
-            flight = space.flights.join(own)
-            leads, late = flight is own, flight.settling
-            if not leads and flight.waits_for_itself(blocking=not request.awaits):
-                flight.leave()
-                return (yield from compute(request))
-            if leads:
-                yield Lead(flight, lead(space, request, flight, patience))
-            outcome: Outcome | TimedOut = yield Wait(flight, Patience(None) if leads else patience)
+            flight, late, outcome = yield from _joined(space, request, own, patience)
         except BaseException as error:  # an interruption or a cancellation, or a backend's error that was asked for
             if own.task is None:  # no task of its own goes on with it
                 space.flights.end(own, Abandoned(error))
             raise
+        leads = flight is own
+        if outcome is None or (isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved)):
+            return (yield from compute(request))
         if isinstance(outcome, TimedOut) or (leads and outcome == Abandoned(TIMED_OUT)):
             return (yield from waited_in_vain(space, request, found))
-        if isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved):
-            return (yield from compute(request))
         if isinstance(outcome, Streaming):
             answer = yield from _streaming_answer(space, request, flight, outcome, leads=leads)
         elif leads:
             answer = leader_answer(space, request, outcome)
-        elif late:
-            answer = None
         else:
-            answer = yield from follower_answer(space, request, flight, outcome)
+            answer = None if late else (yield from follower_answer(space, request, flight, outcome))
         if answer is not None:
             return answer
+
+
+def _joined(
+    space: Space, request: Request, own: Flight, patience: Patience
+) -> Flow[tuple[Flight, bool, Outcome | TimedOut | None]]:
+    """The flight for the key, whether this call came when it was about to end, and its outcome; `None` to go on without."""
+    flight = space.flights.join(own)
+    try:
+        late = flight.settling
+        if flight is own:
+            yield Lead(flight, lead(space, request, flight, patience))
+            return flight, late, (yield Wait(flight, Patience(None)))
+        if flight.waits_for_itself(blocking=not request.awaits):
+            return flight, late, None
+        return flight, late, (yield Wait(flight, patience))
+    finally:
+        flight.leave()
 
 
 def compute(request: Request) -> Flow[Answer]:

@@ -316,14 +316,11 @@ class Memo:
 
     def seed(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
         """Store `value` as the result of this call; of a generator function, its items."""
-        run(
-            self.cache.space,
-            self._store(value, args, kwargs, awaited=self.is_async or self._hinted or isasyncgenfunction(self.function)),
-        )
+        run(self.cache.space, self._store(value, args, kwargs))
 
     async def aseed(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
         """`seed` for event loops."""
-        await arun(self.cache.space, self._store(value, args, kwargs, awaited=True))
+        await arun(self.cache.space, self._store(value, args, kwargs))
 
     def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
         """Why this call would be a hit or a miss; nothing runs, nothing is counted."""
@@ -366,17 +363,18 @@ class Memo:
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return read(self.cache.space, self._key(args, kwargs), self.counters, copy=self.rules.copy)
 
-    def _store(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, awaited: bool) -> Any:
-        return self.stored(self._bind(*args, **kwargs), value, awaited=awaited)
+    def _store(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.stored(self._bind(*args, **kwargs), value)
 
-    def stored(self, bound: tuple[Any, ...], value: Any, *, awaited: bool) -> Any:
+    def stored(self, bound: tuple[Any, ...], value: Any) -> Any:
         """The flow that stores a value as the result of a bound call."""
+        asynchronous = isasyncgenfunction(self.function)
         if self.gives_stream:
-            value = (isasyncgenfunction(self.function), list(value), None)
+            value = (asynchronous, list(value), None)
         return verbs.store(
             self.cache.space, self.keyer.key(bound), value, self.counters, ttl=self.rules.ttl, copy=self.rules.copy,
             stale=self.rules.stale, tags=self._tags_of(bound), parts=self._parts(bound),
-            awaited=awaited, streamed=self.gives_stream,
+            awaited=self.is_async or self._hinted or asynchronous, streamed=self.gives_stream,
         )  # fmt: skip
 
     def _clear(self) -> Any:

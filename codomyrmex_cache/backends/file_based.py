@@ -26,6 +26,9 @@ T = TypeVar("T")
 _BUSY_SECONDS = 5.0
 """How long a writer waits for another process's transaction before the write counts as failed."""
 
+_FORK_PAUSE = 0.0002
+"""Between two looks whether the last use of SQLite has ended, so that the process can be forked."""
+
 _WRITERS = 4
 """Threads for writes from event loops; SQLite lets one write at a time anyway."""
 
@@ -80,6 +83,8 @@ class FileBasedBackend:
         self._inherited: list[object] = []
         self._writes = 0
         self._writing = Lock()  # SQLite lets one write at a time anyway
+        self._turnstile = Lock()  # held while a fork is under way
+        self._inside: set[object] = set()  # one for each use of SQLite that is under way
         renew_after_fork(self)
         self._writers: tuple[int, ThreadPoolExecutor] | None = None
 
@@ -212,8 +217,9 @@ class FileBasedBackend:
             return same
 
     def close(self) -> None:
-        while self._idle:
-            self._idle.pop()[1].close()
+        with self._using_sqlite():
+            while self._idle:
+                self._idle.pop()[1].close()
 
     # A point read costs 13 us in the event loop and 130 us through a thread, so reads run inline and writes do not.
 
@@ -262,6 +268,26 @@ class FileBasedBackend:
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """An idle connection or a new one; given back afterwards unless it failed."""
+        with self._using_sqlite():
+            file, connection = self._opened()
+            try:
+                yield connection
+            except BaseException:
+                connection.close()
+                raise
+            self._idle.append((file, connection))
+
+    @contextmanager
+    def _using_sqlite(self) -> Iterator[None]:
+        user = object()
+        try:
+            with self._turnstile:
+                self._inside.add(user)
+            yield
+        finally:
+            self._inside.discard(user)
+
+    def _opened(self) -> tuple[tuple[int, int] | None, sqlite3.Connection]:
         if self._process != os.getpid():
             # SQLite connections must neither be used nor closed in a forked child: closing would drop the parent's locks
             self._inherited.extend(self._idle)
@@ -277,12 +303,7 @@ class FileBasedBackend:
         if connection is None:
             connection = _retry_while_locked(self._connect)
             file = self._identity()
-        try:
-            yield connection
-        except BaseException:
-            connection.close()
-            raise
-        self._idle.append((file, connection))
+        return file, connection
 
     def _identity(self) -> tuple[int, int] | None:
         """Device and inode of the database file, `None` if there is none."""
@@ -300,16 +321,20 @@ class FileBasedBackend:
             connection.execute("COMMIT")
 
     # SQLite keeps book in its own memory of the locks that a process holds.  A child forked in the middle of a transaction
-    # inherits that book, and finds its database locked for ever by a transaction that it does not have.
+    # inherits that book, and finds its database locked for ever by a transaction that it does not have.  It also inherits
+    # SQLite's mutexes, which reading, opening and closing take as well: one that is held at the moment stays so for ever.
 
     def before_fork(self) -> None:
-        self._writing.acquire()
+        self._turnstile.acquire()
+        deadline = time.monotonic() + 2 * _BUSY_SECONDS
+        while self._inside and time.monotonic() < deadline:
+            time.sleep(_FORK_PAUSE)
 
     def after_fork_in_parent(self) -> None:
-        self._writing.release()
+        self._turnstile.release()
 
     def after_fork(self) -> None:
-        self._writing = Lock()
+        self._writing, self._turnstile, self._inside = Lock(), Lock(), set()
 
     def _connect(self) -> sqlite3.Connection:
         self._prepare_folder()
