@@ -17,7 +17,7 @@ __all__ = ["CacheLock"]
 class CacheLock:
     """Held by one at a time: threads, tasks, processes of the machine (file_based), hosts (redis); from `Cache.lock`.
 
-    A holder that dies or freezes loses it after four seconds.  It may not know: so give `token`, which grows from holder to
+    A holder that dies or freezes loses it after 3.5 seconds.  It may not know: so give `token`, which grows from holder to
     holder, to whatever the lock protects, and have that refuse a smaller token than it has seen (a *fencing token*: Kleppmann,
     "How to do distributed locking", 2016).  Not reentrant.
 
