@@ -65,29 +65,18 @@ def _refresh_behind(space: Space, request: Request, seen: Entry) -> Flow[None]:
 
 def _refreshed(space: Space, request: Request, seen: Entry) -> Flow[None]:
     own = Flight(space.stored(request.key.text))
-    flight = space.flights.join(own)
-    try:
-        if flight is not own:
-            return
-        yield Lead(flight, lead(space, request, flight, Patience(None), seen))
-        outcome = yield Wait(flight, Patience(None))
-    finally:
-        flight.leave()
-    listener = outcome.recording.listen() if isinstance(outcome, Streaming) else None
-    if listener is not None:  # a stream that nobody hears
-        outcome.recording.leave(listener)
+    _, _, outcome = yield from _joined(space, request, own, Patience(None), seen)
+    recording = outcome.recording if isinstance(outcome, Streaming) else None
+    listener = None if recording is None else recording.listen()
+    if recording is not None and listener is not None:  # a stream that nobody hears
+        recording.leave(listener)
 
 
 def _from_load(space: Space, request: Request, found: Found | None) -> Flow[Answer]:
     patience = Patience(request.rules.wait)
     while True:
         own = Flight(space.stored(request.key.text))
-        try:
-            flight, late, outcome = yield from _joined(space, request, own, patience)
-        except BaseException as error:  # an interruption or a cancellation, or a backend's error that was asked for
-            if own.task is None:  # no task of its own goes on with it
-                space.flights.end(own, Abandoned(error))
-            raise
+        flight, late, outcome = yield from _joined(space, request, own, patience)
         leads = flight is own
         if outcome is None or (isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved)):
             return (yield from compute(request))
@@ -104,20 +93,28 @@ def _from_load(space: Space, request: Request, found: Found | None) -> Flow[Answ
 
 
 def _joined(
-    space: Space, request: Request, own: Flight, patience: Patience
+    space: Space, request: Request, own: Flight, patience: Patience, seen: Entry | None = None
 ) -> Flow[tuple[Flight, bool, Outcome | TimedOut | None]]:
-    """The flight for the key, whether this call came when it was about to end, and its outcome; `None` to go on without."""
-    flight = space.flights.join(own)
+    """The flight for the key, whether this call came when it was about to end, and its outcome.
+
+    That is `None` if there is no waiting for it: it waits for this call, or it is a refresh, of `seen`.
+    """
     try:
-        late = flight.settling
-        if flight is own:
-            yield Lead(flight, lead(space, request, flight, patience))
-            return flight, late, (yield Wait(flight, Patience(None)))
-        if flight.waits_for_itself(blocking=not request.awaits):
-            return flight, late, None
-        return flight, late, (yield Wait(flight, patience))
-    finally:
-        flight.leave()
+        flight = space.flights.join(own)
+        try:
+            late = flight.settling
+            if flight is own:
+                yield Lead(flight, lead(space, request, flight, patience, seen))
+                return flight, late, (yield Wait(flight, Patience(None)))
+            if seen is not None or flight.waits_for_itself(blocking=not request.awaits):
+                return flight, late, None
+            return flight, late, (yield Wait(flight, patience))
+        finally:
+            flight.leave()
+    except BaseException as error:  # an interruption or a cancellation, or a backend's error that was asked for
+        if own.task is None:  # no task of its own goes on with it
+            space.flights.end(own, Abandoned(error))
+        raise
 
 
 def compute(request: Request) -> Flow[Answer]:

@@ -58,6 +58,9 @@ async def scheduled(key: int) -> list[int]:
     return await CURRENT[-1].body(key)
 
 
+MOST_RUNS = 20
+
+
 class Schedule:
     """One event loop, some callers, and where each of them is cancelled; all of it drawn from the seed."""
 
@@ -78,7 +81,7 @@ class Schedule:
         self.under_way += 1
         self.runs += 1
         try:
-            for inner in self.nested[key] if self.runs < 20 else ():  # a ring of bypasses has no other end
+            for inner in self.nested[key] if self.runs < MOST_RUNS else ():  # a ring of bypasses has no other end
                 if inner != key:
                     assert await self.function()(inner) == [inner]
             for _ in range(self.choice.randrange(6)):
@@ -118,7 +121,7 @@ class Schedule:
                 assert task.result() == [called[place]]
         await self.settled()
         self.endless = False
-        self.runs = 20
+        self.runs = MOST_RUNS
         for key in range(self.keys):
             assert await asyncio.wait_for(self.patient(key), LIMIT) == [key]
             runs = self.runs
@@ -155,6 +158,34 @@ def test_no_schedule_of_cancellations_strands_anybody(tmp_path: Path, backend: s
                 error.add_note(f"seed {seed}")
                 raise
     assert cancelled > 50
+
+
+def test_a_load_that_is_cancelled_while_it_asks_for_its_lease_holds_nobody_up(tmp_path: Path) -> None:
+    runs: list[int] = []
+
+    async def main(cache: Any) -> None:
+        backend, asked, granted, begun = cache.space.backend, threading.Event(), threading.Event(), []
+        begin = backend.begin
+
+        def slow(*arguments: Any) -> Any:
+            begun.append(begin(*arguments))
+            asked.set()
+            granted.wait(LIMIT)
+            return begun[-1]
+
+        backend.begin = slow
+        first = asyncio.create_task(cache.aget_or_load("k", lambda: runs.append(1)))
+        while not asked.is_set():
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        granted.set()
+        await asyncio.wait_for(cache.aget_or_load("k", lambda: runs.append(2)), LIMIT)
+        assert len(begun) < 20  # looks at the lease; in the seconds until it ends by itself they are some eighty
+
+    with closing(CacheManager(directory=tmp_path)) as manager:
+        asyncio.run(main(manager.get_cache("leases", "file_based")))
+    assert runs == [2]
 
 
 # -- interruptions
@@ -266,7 +297,9 @@ def test_a_ring_of_threads_ends(size: int, namespaces: int, attempt: int) -> Non
     def body(number: int) -> list[int]:
         return [number, functions[(number + 1) % size]((number + 1) % size)[0]] if ring.enters(number) else [number]
 
-    functions = [cached(f"ring-{number % namespaces}", manager=manager, name="body", strict=True)(body) for number in range(size)]
+    functions = [
+        cached(f"ring-{number % namespaces}", manager=manager, name="body", strict=True)(body) for number in range(size)
+    ]
     results = in_threads(*(lambda number=number: functions[number](number) for number in range(size)))
     assert results == ring.expected()
 
@@ -289,7 +322,9 @@ def test_a_ring_of_tasks_ends(size: int, namespaces: int) -> None:
             following = (number + 1) % size
             return [number, (await functions[following](following))[0]]
 
-        functions = [cached(f"ring-{number % namespaces}", manager=manager, name="body", strict=True)(body) for number in range(size)]
+        functions = [
+            cached(f"ring-{number % namespaces}", manager=manager, name="body", strict=True)(body) for number in range(size)
+        ]
         return await asyncio.wait_for(asyncio.gather(*(functions[number](number) for number in range(size))), LIMIT)
 
     assert asyncio.run(main()) == Ring(size).expected()

@@ -67,10 +67,10 @@ return 1
 )
 
 END = b"""
--- KEYS: lease, generation of the key   ARGV: token, whether it failed, whether to drop the generation
-if ARGV[1] == '0' and ARGV[3] == '1' then redis.call('DEL', KEYS[2]) end
+-- KEYS: lease, generation of the key   ARGV: token, whether it failed, the generation to drop
+local ours = ARGV[1] == '0' or redis.call('HGET', KEYS[1], 't') == ARGV[1]
+if ours and redis.call('GET', KEYS[2]) == ARGV[3] then redis.call('DEL', KEYS[2]) end
 if redis.call('HGET', KEYS[1], 't') == ARGV[1] then
-  if ARGV[3] == '1' then redis.call('DEL', KEYS[2]) end
   if ARGV[2] == '1' then
     redis.call('HDEL', KEYS[1], 't', 'g')
     redis.call('HSET', KEYS[1], 'f', ARGV[1])

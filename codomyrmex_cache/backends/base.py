@@ -151,7 +151,8 @@ class Coordinates(Protocol):
         """Store if all generations are as in `begun`, and end its lease; whether it was stored."""
 
     def end(self, key: bytes, begun: Begun, failed: bool) -> None:
-        """End the load without an entry: its lease, if it has one and still holds it, and then the generation of its key.
+        """End the load without an entry: its lease, if it has one and still holds it, and then the generation of its key,
+        if that is still its own.
 
         With a `begun` whose generations were taken out the lease alone: the load goes on without.
 

@@ -198,7 +198,7 @@ class FileBasedBackend:
         with self._transaction() as connection:
             ours = connection.execute(_FAILED if failed else _ENDED, (key, begun.lease)).rowcount > 0
             if begun.generations and (ours or not begun.lease):
-                connection.execute(_DROP, (generation_name("k", key),))
+                connection.execute(_DROP + " AND value = ?", (generation_name("k", key), begun.generations[0]))
 
     def generations(self, names: Sequence[bytes]) -> list[bytes | None]:
         with self._connection() as connection:

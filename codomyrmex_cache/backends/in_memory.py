@@ -211,8 +211,10 @@ class InMemoryBackend:
 
     def end(self, key: bytes, begun: Begun, failed: bool) -> None:
         with self._lock:
-            if self._release(key, begun.lease, failed=failed) and begun.generations:
-                self._generations.pop(generation_name("k", key), None)
+            name = generation_name("k", key)
+            ended = self._release(key, begun.lease, failed=failed)
+            if ended and begun.generations and self._generations.get(name) == begun.generations[0]:
+                del self._generations[name]
 
     def generations(self, names: Sequence[bytes]) -> list[bytes | None]:
         return [self._generations.get(name) for name in names]

@@ -299,7 +299,11 @@ def _commit_arguments(key: bytes, entry: Entry, names: Sequence[bytes], begun: B
 
 
 def _end_arguments(key: bytes, begun: Begun, failed: bool) -> tuple[list[bytes], list[Any]]:
-    return [_LEASE + key, _GENERATION + generation_name("k", key)], [begun.lease, int(failed), int(bool(begun.generations))]
+    return [_LEASE + key, _GENERATION + generation_name("k", key)], [
+        begun.lease,
+        int(failed),
+        begun.generations[0] if begun.generations else b"",
+    ]
 
 
 def _replace_arguments(key: bytes, old: Entry | None, new: Entry, fence: bool) -> tuple[list[bytes], list[Any]]:
