@@ -117,15 +117,16 @@ def _joined(
         raise
 
 
-def compute(request: Request) -> Flow[Answer]:
-    """Run the function and leave the store alone."""
-    request.counters.add("bypasses")
+def compute(request: Request, *, counted: bool = False) -> Flow[Answer]:
+    """Run the function and leave the store alone; a bypass, unless it is `counted` already."""
     try:
         value = yield Load(request.invoke)
     except Exception as error:
+        request.counters.add("bypasses", not counted)
         return Answer(None, error)
     if not request.awaits and is_awaitable(value):
         raise AwaitableResult(value)
+    request.counters.add("bypasses", not counted)
     return Answer(Entry(value, awaited=request.awaits))
 
 

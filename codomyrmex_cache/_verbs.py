@@ -101,9 +101,9 @@ def refresh(space: Space, request: Request) -> Flow[Answer]:
         flight.names = terms.names
         outcome = yield from load(space, request, flight, terms)
     if isinstance(outcome, Streaming):
-        return stream_answer(outcome) or (yield from compute(request))
+        return stream_answer(outcome) or (yield from compute(request, counted=True))
     if isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved):
-        return (yield from compute(request))
+        return (yield from compute(request, counted=True))
     return Answer(outcome.entry) if isinstance(outcome, Landed) else Answer(None, outcome.error)
 
 
