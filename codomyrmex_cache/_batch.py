@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from codomyrmex_cache._effects import Answer, Ask, Call, Flow, KeyMoved, Lead, Load, Now, Patience, Request, Wait
 from codomyrmex_cache._entries import answered, examine
 from codomyrmex_cache._entry import Entry
-from codomyrmex_cache._flight import TIMED_OUT, Abandoned, Failed, Flight, TimedOut
+from codomyrmex_cache._flight import TIMED_OUT, Abandoned, Failed, Flight, Phase, TimedOut
 from codomyrmex_cache._flow import call, compute, follower_answer, leader_answer, waited_in_vain
-from codomyrmex_cache._load import Terms, elected_for, fields_of, landed, lead, release, seconds_of
+from codomyrmex_cache._load import Terms, elected_for, fields_of, landed, lead, release, seconds_of, unchanged
 from codomyrmex_cache._policy import Verdict
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.errors import CacheError
@@ -52,7 +52,7 @@ def call_many(space: Space, items: Items) -> Flow[list[Answer]]:
     for place in missing:
         own = Flight(space.stored(items.requests[place].key.text), carrier)
         flight = space.flights.join(own)
-        joined[place] = (own, flight, flight.settling)
+        joined[place] = (own, flight, flight.phase)
     led = {place: own for place, (own, flight, _) in joined.items() if flight is own}
     try:
         if led:
@@ -61,9 +61,9 @@ def call_many(space: Space, items: Items) -> Flow[list[Answer]]:
         _leave(flight for own, flight, _ in joined.values() if flight is not own)
         raise
     for place in missing:
-        own, flight, late = joined[place]
+        own, flight, phase = joined[place]
         if flight is not own:
-            answers[place] = yield from _followed_answer(space, items.requests[place], flight, late=late)
+            answers[place] = yield from _followed_answer(space, items.requests[place], flight, phase)
     return [answers[place] for place in range(len(items.requests))]
 
 
@@ -200,8 +200,10 @@ def _loaded_part(space: Space, items: Items, part: Sequence[Led]) -> Flow[None]:
     counters.load(now - started, failed=raised is not None)
     for index, each in enumerate(wanted):
         if raised is not None:
+            each.flight.phase = Phase.SETTLING
+            valid = yield from unchanged(space, each.flight.key, each.terms.names, each.terms.begun)
             yield from release(space, each.flight.key, each.terms.begun, failed=True)
-            space.flights.end(each.flight, Failed(raised))
+            space.flights.end(each.flight, Failed(raised, overtaken=not valid))
             continue
         seconds = seconds_of(space, each.request, values[index])
         if each.request.unchanged is not None and not (yield Ask(each.request.unchanged)):
@@ -224,7 +226,7 @@ def _checked(values: Any, count: int) -> list[Any]:
     return found
 
 
-def _followed_answer(space: Space, request: Request, flight: Flight, *, late: bool) -> Flow[Answer]:
+def _followed_answer(space: Space, request: Request, flight: Flight, phase: Phase) -> Flow[Answer]:
     try:
         itself = flight.waits_for_itself(blocking=not request.awaits)
         outcome = None if itself else (yield Wait(flight, Patience(request.rules.wait)))
@@ -234,5 +236,5 @@ def _followed_answer(space: Space, request: Request, flight: Flight, *, late: bo
         return (yield from compute(request))
     if isinstance(outcome, TimedOut):
         return (yield from waited_in_vain(space, request, None))
-    answer: Answer | None = None if late else (yield from follower_answer(space, request, flight, outcome))
+    answer: Answer | None = yield from follower_answer(space, request, phase, outcome)
     return (yield from call(space, request)) if answer is None else answer

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
+from enum import IntEnum
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +27,19 @@ if TYPE_CHECKING:
 
     from codomyrmex_cache._recording import Recording
 
-__all__ = ["LEADING", "TIMED_OUT", "Abandoned", "Failed", "Flight", "Flights", "Landed", "Outcome", "Streaming", "TimedOut"]
+__all__ = [
+    "LEADING",
+    "TIMED_OUT",
+    "Abandoned",
+    "Failed",
+    "Flight",
+    "Flights",
+    "Landed",
+    "Outcome",
+    "Phase",
+    "Streaming",
+    "TimedOut",
+]
 
 
 class Landed(NamedTuple):
@@ -58,9 +71,10 @@ class Streaming(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """The function raised."""
+    """The function raised; `overtaken` as for `Landed`."""
 
     error: Exception
+    overtaken: bool = False
 
 
 class Abandoned(NamedTuple):
@@ -78,15 +92,30 @@ TIMED_OUT = TimedOut()
 Outcome = Landed | Streaming | Failed | Abandoned
 
 
+class Phase(IntEnum):
+    """How far a flight is when somebody joins it.
+
+    An invalidation elsewhere may come after the store has answered and before the flight ends.  So what the store answered is
+    no answer to those who came after it was asked; they look for themselves when the flight has ended.
+    """
+
+    BEGINNING = 0
+    ASKING = 1  # the store, whether it has an entry by now
+    SETTLING = 2  # the result is there, and the store is asked to take it
+
+    def is_too_late_for(self, outcome: Outcome) -> bool:
+        """Whether the outcome is no answer to who joined in this phase."""
+        if isinstance(outcome, Landed) and outcome.found:
+            return self >= Phase.ASKING
+        return self is Phase.SETTLING
+
+
 class Flight:
     """One running load.
 
     `names` are the generations that it depends on.  `fenced` is set by an invalidation that happens meanwhile: the result goes
     to those who wait and is not stored.  `loop` and `task` are set when an event loop runs the load.  When the last of those
     who wait leaves, the task is cancelled.
-
-    `settling` is set when the result is there and about to be stored.  From then on an invalidation elsewhere may come after
-    the store has taken it and before the flight ends; so whoever joins now looks into the store when it has ended.
 
     One load may be that of several keys.  Then their flights have a `carrier`, which has the loop and the task, and on which
     whoever waits for one of them depends.
@@ -102,7 +131,7 @@ class Flight:
         "key",
         "loop",
         "names",
-        "settling",
+        "phase",
         "task",
         "thread",
     )
@@ -113,7 +142,8 @@ class Flight:
         self.thread = get_ident()
         self.future: Future[Outcome] = Future()
         self.future.set_running_or_notify_cancel()  # from here on no waiter's cancellation reaches the others
-        self.fenced = self.settling = False
+        self.fenced = False
+        self.phase = Phase.BEGINNING
         self.names: Sequence[bytes] = ()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.task: asyncio.Task[None] | None = None

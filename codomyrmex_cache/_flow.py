@@ -7,7 +7,7 @@ from dataclasses import replace
 from codomyrmex_cache._effects import Answer, AwaitableResult, Behind, Flow, KeyMoved, Lead, Load, Now, Patience, Request, Wait
 from codomyrmex_cache._entries import Found, answered, look, touched
 from codomyrmex_cache._entry import Entry
-from codomyrmex_cache._flight import TIMED_OUT, Abandoned, Failed, Flight, Landed, Outcome, Streaming, TimedOut
+from codomyrmex_cache._flight import TIMED_OUT, Abandoned, Failed, Flight, Landed, Outcome, Phase, Streaming, TimedOut
 from codomyrmex_cache._isolation import is_awaitable
 from codomyrmex_cache._load import lead, unchanged
 from codomyrmex_cache._policy import Verdict, is_due_early
@@ -76,7 +76,7 @@ def _from_load(space: Space, request: Request, found: Found | None) -> Flow[Answ
     patience = Patience(request.rules.wait)
     while True:
         own = Flight(space.stored(request.key.text))
-        flight, late, outcome = yield from _joined(space, request, own, patience)
+        flight, phase, outcome = yield from _joined(space, request, own, patience)
         leads = flight is own
         if outcome is None or (isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved)):
             return (yield from compute(request))
@@ -87,28 +87,28 @@ def _from_load(space: Space, request: Request, found: Found | None) -> Flow[Answ
         elif leads:
             answer = leader_answer(space, request, outcome)
         else:
-            answer = None if late else (yield from follower_answer(space, request, flight, outcome))
+            answer = yield from follower_answer(space, request, phase, outcome)
         if answer is not None:
             return answer
 
 
 def _joined(
     space: Space, request: Request, own: Flight, patience: Patience, seen: Entry | None = None
-) -> Flow[tuple[Flight, bool, Outcome | TimedOut | None]]:
-    """The flight for the key, whether this call came when it was about to end, and its outcome.
+) -> Flow[tuple[Flight, Phase, Outcome | TimedOut | None]]:
+    """The flight for the key, how far it was, and its outcome.
 
     That is `None` if there is no waiting for it: it waits for this call, or it is a refresh, of `seen`.
     """
     try:
         flight = space.flights.join(own)
         try:
-            late = flight.settling
+            phase = flight.phase
             if flight is own:
                 yield Lead(flight, lead(space, request, flight, patience, seen))
-                return flight, late, (yield Wait(flight, Patience(None)))
+                return flight, phase, (yield Wait(flight, Patience(None)))
             if seen is not None or flight.waits_for_itself(blocking=not request.awaits):
-                return flight, late, None
-            return flight, late, (yield Wait(flight, patience))
+                return flight, phase, None
+            return flight, phase, (yield Wait(flight, patience))
         finally:
             flight.leave()
     except BaseException as error:  # an interruption or a cancellation, or a backend's error that was asked for
@@ -212,14 +212,14 @@ def _nothing() -> None:
     """A caller's own stream is not kept, and nobody waits for its end."""
 
 
-def follower_answer(space: Space, request: Request, flight: Flight, outcome: Outcome) -> Flow[Answer | None]:
+def follower_answer(space: Space, request: Request, phase: Phase, outcome: Outcome) -> Flow[Answer | None]:
     """The follower's own copy; `None` to start over."""
     counters = request.counters
+    if not isinstance(outcome, (Landed, Failed)) or outcome.overtaken or phase.is_too_late_for(outcome):
+        return None
     if isinstance(outcome, Failed):
         counters.add("coalesced")
         return Answer(None, own_copy(outcome.error))
-    if not isinstance(outcome, Landed) or outcome.overtaken:
-        return None
     if outcome.packed is None:  # cannot be kept apart from the leader's value, so it is not shared
         return (yield from compute(request))
     try:

@@ -22,7 +22,7 @@ from codomyrmex_cache._effects import (
 )  # fmt: skip
 from codomyrmex_cache._entries import answered, examine, pack, read, unstorable, write
 from codomyrmex_cache._entry import Entry
-from codomyrmex_cache._flight import LEADING, TIMED_OUT, Abandoned, Failed, Flight, Landed, Outcome, Streaming
+from codomyrmex_cache._flight import LEADING, TIMED_OUT, Abandoned, Failed, Flight, Landed, Outcome, Phase, Streaming
 from codomyrmex_cache._heart import LEASE_SECONDS
 from codomyrmex_cache._isolation import is_awaitable, is_stream
 from codomyrmex_cache._policy import Verdict, error_lifetime, jittered, lifetime, new_entry
@@ -91,7 +91,7 @@ def elected_for(
 ) -> Flow[Terms | Landed | Abandoned]:
     """The terms of the load; or an outcome without one: stored meanwhile, or waited for in vain."""
     terms = terms_of(space, request)
-    flight.names = terms.names
+    flight.names, flight.phase = terms.names, Phase.ASKING
     if not space.coordinates:
         entry = None if seen is not None else (yield from read(space, request.key, request.counters, copy=request.rules.copy))
         usable = entry is not None and answered(space, request, entry) is not None
@@ -186,8 +186,7 @@ def _loaded(space: Space, request: Request, flight: Flight, terms: Terms, *, ref
     fields = fields_of(request, now - started, parts)
     if raised is not None:
         packed = _packed_error(space, request, raised, seconds, now, fields, terms) if seconds != 0 else None
-        yield from _settle(space, request, flight, terms, packed)
-        return Failed(raised)
+        return Failed(raised, overtaken=(yield from _settle(space, request, flight, terms, packed)))
     return (yield from landed(space, request, flight, terms, value, seconds, now, fields))
 
 
@@ -218,9 +217,9 @@ def _entry(value: object, seconds: float | None, now: float, stale: float, field
 def _settle(space: Space, request: Request, flight: Flight, terms: Terms, packed: Entry | None) -> Flow[bool]:
     """Store the packed entry if it still may be, and end the lease; whether an invalidation unseen here had come before."""
     stored, begun = space.stored(request.key.text), terms.begun
-    flight.settling = True
+    flight.phase = Phase.SETTLING
     if packed is None or not terms.store or flight.fenced:
-        overtaken = not flight.fenced and not (yield from unchanged(space, stored, terms.names, begun))
+        overtaken = space.elects if flight.fenced else not (yield from unchanged(space, stored, terms.names, begun))
         yield from release(space, stored, begun, failed=not flight.fenced, lease_alone=flight.fenced)
         return overtaken
     if begun is None:
@@ -234,7 +233,7 @@ def _settle(space: Space, request: Request, flight: Flight, terms: Terms, packed
         space.backend_failed("set", error, request.counters)
         return False
     request.counters.add("sets", written)
-    return not written and not flight.fenced
+    return not written and (space.elects or not flight.fenced)
 
 
 def unchanged(space: Space, stored: bytes, names: Sequence[bytes], begun: Begun | None) -> Flow[bool]:
