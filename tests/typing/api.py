@@ -406,9 +406,12 @@ def everything(x: int) -> str:
 
 
 assert_type(everything(1), str)
-cached("x", on_wait_timeout="never")  # type: ignore[call-overload]
-cached("x", stream="sometimes")  # type: ignore[call-overload]
-cached("x", errors={"KeyError": 1})  # type: ignore[dict-item]
+
+
+def check_options_that_are_refused() -> None:
+    cached("x", on_wait_timeout="never")  # type: ignore[call-overload]
+    cached("x", stream="sometimes")  # type: ignore[call-overload]
+    cached("x", errors={"KeyError": 1})  # type: ignore[dict-item]
 
 
 @cached("streams", stream_max=1000)
