@@ -176,7 +176,7 @@ def _load_part(space: Space, items: Items, part: Sequence[Led]) -> Flow[None]:
             raise
         except BaseException:
             for each in part:
-                yield from release(space, each.flight.key, each.terms.begun, failed=True)
+                yield from release(space, each.flight.key, each.terms.begun, failed=True, lease_alone=each.flight.fenced)
             raise
 
 
@@ -184,7 +184,7 @@ def _loaded_part(space: Space, items: Items, part: Sequence[Led]) -> Flow[None]:
     wanted, parts = [], []
     for each in part:
         if each.request.unmoved is not None and not (yield Ask(each.request.unmoved)):
-            yield from release(space, each.flight.key, each.terms.begun, failed=True)
+            yield from release(space, each.flight.key, each.terms.begun, failed=True, lease_alone=each.flight.fenced)
             space.flights.end(each.flight, Abandoned(KeyMoved()))
         else:
             wanted.append(each)
@@ -202,7 +202,7 @@ def _loaded_part(space: Space, items: Items, part: Sequence[Led]) -> Flow[None]:
         if raised is not None:
             each.flight.phase = Phase.SETTLING
             valid = yield from unchanged(space, each.flight.key, each.terms.names, each.terms.begun)
-            yield from release(space, each.flight.key, each.terms.begun, failed=True)
+            yield from release(space, each.flight.key, each.terms.begun, failed=True, lease_alone=each.flight.fenced)
             space.flights.end(each.flight, Failed(raised, overtaken=not valid))
             continue
         seconds = seconds_of(space, each.request, values[index])

@@ -158,7 +158,7 @@ def load(space: Space, request: Request, flight: Flight, terms: Terms, *, refres
         except GeneratorExit:  # nothing can be asked of the backend any more; the lease ends by itself
             raise
         except BaseException:
-            yield from release(space, stored, terms.begun, failed=True)
+            yield from release(space, stored, terms.begun, failed=True, lease_alone=flight.fenced)
             raise
 
 
@@ -166,7 +166,7 @@ def _loaded(space: Space, request: Request, flight: Flight, terms: Terms, *, ref
     counters, rules, key = request.counters, request.rules, request.key
     parts = request.parts()
     if request.unmoved is not None and not (yield Ask(request.unmoved)):
-        yield from release(space, space.stored(key.text), terms.begun, failed=True)
+        yield from release(space, space.stored(key.text), terms.begun, failed=True, lease_alone=flight.fenced)
         return Abandoned(KeyMoved())
     started = yield Now()
     raised = None

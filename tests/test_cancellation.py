@@ -188,6 +188,23 @@ def test_a_load_that_is_cancelled_while_it_asks_for_its_lease_holds_nobody_up(tm
     assert runs == [2]
 
 
+def test_a_load_that_is_cancelled_before_it_starts_is_begun_again_by_who_follows() -> None:
+    runs: list[int] = []
+
+    async def main() -> None:
+        cache = CacheManager().get_cache("unstarted")
+        leader, follower = (asyncio.create_task(cache.aget_or_load("k", lambda: runs.append(1))) for _ in range(2))
+        await asyncio.sleep(0)
+        (load,) = asyncio.all_tasks() - {leader, follower, asyncio.current_task()}
+        load.cancel()
+        _, pending = await asyncio.wait([leader, follower], timeout=LIMIT)
+        assert not pending, "somebody waits for ever"
+        assert (leader.cancelled(), follower.cancelled()) == (True, False)
+
+    asyncio.run(main())
+    assert runs == [1]
+
+
 # -- interruptions
 
 

@@ -44,6 +44,7 @@ RULES = {
     "early": Rules(ttl=TTL, early=5.0),
     "touch": Rules(ttl=TTL, touch=True),
     "errors": Rules(ttl=TTL, errors={Boom: TTL}),
+    "stale errors": Rules(ttl=TTL, stale=TTL, errors={Boom: TTL}),
     "unstored": Rules(ttl=0.0),
     "waits, then computes": Rules(ttl=TTL, wait=1.0),
     "waits, then raises": Rules(ttl=TTL, wait=1.0, on_wait_timeout="raise"),
@@ -164,7 +165,7 @@ class Machine(RuleBasedStateMachine, World):
         self.number += 1
         self.order[self.number] = self.tick
         led = frame.flight is not None
-        if led and not stepper.refreshes_behind:
+        if led and frame.begun is not None and not stepper.refreshes_behind:
             assert not self.is_usable(frame.begun.entry, record), "the store has it"
         nested = []
         if record.nested:
@@ -568,8 +569,12 @@ def test_an_invalidation_elsewhere_between_the_stores_reply_and_the_landing(chan
 
 @pytest.mark.parametrize("stops", ["fails", "is interrupted", "is not stored"])
 @pytest.mark.parametrize("change", ["delete", "clear", "clear function"])
-def test_the_end_of_an_invalidated_load_does_not_keep_the_next_one_from_being_stored(stops: str, change: str) -> None:
+@pytest.mark.parametrize("elects", [False, True])
+def test_the_end_of_an_invalidated_load_does_not_keep_the_next_one_from_being_stored(
+    stops: str, change: str, elects: bool
+) -> None:
     world = ByHand()
+    world.processes[0].space.elects = elects
     old = world.caller(0, "unstored" if stops == "is not stored" else "plain")
     world.until(old)
     world.end(world.changer(0, change))
@@ -609,3 +614,80 @@ def test_an_interrupted_load_is_not_waited_for_by_the_load_that_it_was_part_of()
     assert len(outer.frames) == 4
     world.halt(outer)
     world.teardown()
+
+
+@pytest.mark.parametrize("why", ["invalidated", "fails", "is not stored"])
+def test_the_next_process_does_not_wait_for_the_lease_of_a_load_that_gives_no_entry(why: str) -> None:
+    world = ByHand()
+    leader = world.caller(0, "unstored" if why == "is not stored" else "plain")
+    world.until(leader)
+    if why == "invalidated":
+        world.end(world.changer(1, "delete"))
+    else:
+        world.move(leader, Gives(error=Boom(leader.frames[-1].execution.number)) if why == "fails" else None)
+        world.end(leader)
+    following = world.caller(1)
+    while not isinstance(following.pending, Load):
+        assert not isinstance(following.pending, Pause)
+        world.move(following)
+    world.teardown()
+
+
+@pytest.mark.parametrize("rules", ["waits, then computes", "waits, then raises", "waits, then stale"])
+def test_a_leader_waits_for_another_process_no_longer_than_it_was_told(rules: str) -> None:
+    world = ByHand()
+    loading = world.caller(0)
+    world.until(loading)
+    began = world.clock()
+    waiting = world.caller(1, rules)
+    while not waiting.done and not isinstance(waiting.pending, Load):
+        world.move(waiting)
+    assert 1.0 <= world.clock() - began < 1.1
+    assert waiting.done is (rules == "waits, then raises")
+    world.teardown()
+
+
+@pytest.mark.parametrize("change", ["delete", "clear"])
+def test_a_fenced_load_is_not_stored_where_the_backend_does_not_coordinate(change: str) -> None:
+    world = ByHand()
+    space = world.processes[0].space
+    space.coordinates = space.elects = False
+    record = Record("call", 1, world.processes[0])
+    leader = world.begun(record, world.request_flow(None, record, awaits=False))
+    world.until(leader)
+    world.end(
+        world.begun(record, delete(space, KEYS[1], world.processes[0].counters))
+        if change == "delete"
+        else world.changer(0, change)
+    )
+    world.end(leader)
+    assert world.backend.scan(b"") == []
+
+
+def test_a_refresh_behind_that_fails_leaves_the_old_value() -> None:
+    world = ByHand()
+    world.end(world.caller(0, "stale errors"))
+    world.clock.advance(TTL)
+    world.end(world.caller(0, "stale errors"))  # gets the old value, and a refresh begins
+    (refreshing,) = world.live
+    world.until(refreshing)
+    world.move(refreshing, Gives(error=Boom(refreshing.frames[-1].execution.number)))
+    world.end(refreshing)
+    world.end(world.caller(0, "stale errors"))
+    assert world.processes[0].counters.snapshot().stale_hits == 2
+    world.teardown()
+
+
+def test_loads_of_two_processes_that_wait_for_each_other_end() -> None:
+    world = ByHand()
+    for process in (0, 1):
+        record = Record("call", process, world.processes[process], RULES["plain"], (1 - process,))
+        world.until(world.begun(record, world.request_flow(None, record, awaits=False)))
+    steps = 0
+    while world.live:
+        for process in world.processes:
+            process.heart.beat()  # their leases never end by themselves
+        for stepper in list(world.live):
+            world.move(stepper)
+        steps += 1
+        assert steps < 1_000
