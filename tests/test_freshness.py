@@ -1199,12 +1199,11 @@ def test_the_leader_does_not_time_itself(decorate: Callable[..., Any]) -> None:
 # -- clocks
 
 
+@pytest.mark.parametrize("backend_name", ["file_based", "redis"], indirect=True)  # the clock of memory is monotonic
 @pytest.mark.parametrize("back", [61, 3600, 1e8])
 def test_a_clock_set_far_back_makes_misses_in_shared_stores(
-    decorate: Callable[..., Any], backend_name: str, clock: FakeClock, back: float
+    decorate: Callable[..., Any], clock: FakeClock, back: float
 ) -> None:
-    if backend_name == "in_memory":
-        pytest.skip("its clock is monotonic")
     body = Gated()
 
     @decorate(ttl=100, stale=100)

@@ -476,7 +476,7 @@ def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.001)
+        time.sleep(0.001)  # polling; nothing is assumed from the time passed
 
 
 # -- patience
@@ -578,7 +578,7 @@ def forks_amid_work(backend: str, directory: str, url: str) -> None:
 
     @cached("forked", backend=backend, manager=manager, name="loaded")
     def loaded(x: object) -> str:
-        time.sleep(0.002)
+        time.sleep(0.002)  # the forks meet more loads under way; every assertion holds without
         return f"of {x}"
 
     def work(thread: int) -> None:

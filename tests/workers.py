@@ -240,7 +240,7 @@ class _Work:
 
         def load(x: object) -> Any:
             self.store.note(str(x))
-            time.sleep(0.01)
+            time.sleep(0.01)  # more calls meet a load under way; the number of executions may not grow without
             return f"of {x}"
 
         function, wrong = self.function(namespace, load), []
@@ -271,7 +271,7 @@ class _Work:
             sys.stdin.readline()
             deadline = time.monotonic() + PATIENCE / 2
             while not lock.lost and time.monotonic() < deadline:
-                time.sleep(0.01)
+                time.sleep(0.01)  # polling; nothing is assumed from the time passed
             return lock.lost
 
 
