@@ -30,7 +30,7 @@ from codomyrmex_cache._raising import told
 from codomyrmex_cache._recording import Recording
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.backends.base import Begun, generation_name
-from codomyrmex_cache.errors import CacheCodecError, CacheConfigurationError
+from codomyrmex_cache.errors import CacheBackendError, CacheCodecError, CacheConfigurationError
 
 __all__ = ["Terms", "elected_for", "fields_of", "landed", "lead", "load", "release", "seconds_of", "terms_of", "unchanged"]
 
@@ -186,7 +186,11 @@ def _loaded(space: Space, request: Request, flight: Flight, terms: Terms, *, ref
     fields = fields_of(request, now - started, parts)
     if raised is not None:
         packed = _packed_error(space, request, raised, seconds, now, fields, terms) if seconds != 0 else None
-        return Failed(raised, overtaken=(yield from _settle(space, request, flight, terms, packed)))
+        try:
+            overtaken = yield from _settle(space, request, flight, terms, packed)
+        except CacheBackendError:  # counted; the function's own exception goes first
+            overtaken = False
+        return Failed(raised, overtaken)
     return (yield from landed(space, request, flight, terms, value, seconds, now, fields))
 
 
@@ -242,8 +246,8 @@ def unchanged(space: Space, stored: bytes, names: Sequence[bytes], begun: Begun 
         return True
     try:
         current = yield Call("generations", ((generation_name("k", stored), *names),))
-    except Exception as error:
-        space.backend_failed("read the generations of", error, space.counters[""])
+    except Exception as error:  # while the backend is away no invalidation comes to an end
+        space.counters[""].error(f"backend:{type(error).__name__}")
         return True
     return tuple(current) == tuple(begun.generations)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from codomyrmex_cache._effects import Answer, Call, Flow, KeyMoved, Now, Request
-from codomyrmex_cache._entries import examine, look, pack, prolong, read, write
+from codomyrmex_cache._entries import Found, examine, look, pack, prolong, read, write
 from codomyrmex_cache._entry import MISSING, Entry, Missing
 from codomyrmex_cache._flight import Abandoned, Flight, Landed, Streaming
 from codomyrmex_cache._flow import compute, stream_answer
@@ -137,12 +137,19 @@ def touch(space: Space, key: Key, ttl: Ttl | Missing, counters: Counters) -> Flo
 
 def get(space: Space, key: Key, counters: Counters) -> Flow[Entry | None]:
     """The fresh entry, counted as hit or miss."""
-    found = yield from look(space, key, counters)
-    if found is None or found.verdict is not Verdict.FRESH:
+    entry = _direct((yield from look(space, key, counters)))
+    if entry is None:
         counters.add("misses")
         return None
-    counters.hit(found.entry.cost)
-    return found.entry
+    counters.hit(entry.cost)
+    return entry
+
+
+def _direct(found: Found | None) -> Entry | None:
+    """What the direct API shows of an entry: the items of a function's stream, nothing of an exception it raised."""
+    if found is None or found.verdict is not Verdict.FRESH or found.entry.raised:
+        return None
+    return replace(found.entry, value=found.entry.value[1]) if found.entry.streamed else found.entry
 
 
 def contains(space: Space, key: Key, counters: Counters) -> Flow[bool]:
@@ -225,12 +232,12 @@ def get_many(space: Space, wanted: Sequence[Key], counters: Counters) -> Flow[di
     found = {}
     for raw_key, key in stored.items():
         raw = raws.get(raw_key)
-        seen = None if raw is None else (yield from examine(space, key, raw, counters))
-        if seen is None or seen.verdict is not Verdict.FRESH:
+        entry = _direct(None if raw is None else (yield from examine(space, key, raw, counters)))
+        if entry is None:
             counters.add("misses")
         else:
-            counters.hit(seen.entry.cost)
-            found[key.text] = seen.entry.value
+            counters.hit(entry.cost)
+            found[key.text] = entry.value
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +289,21 @@ def test_the_entry_point_group_is_read_from_installed_packages(tmp_path: Path) -
         run_python(source, PYTHONPATH=os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
         == "1 toy\n"
     )
+
+
+def test_the_direct_api_shows_no_inner_form_of_a_functions_entry(manager: CacheManager, backend_name: str) -> None:
+    @cached("inner", backend=backend_name, manager=manager, errors={KeyError: 60})
+    def failing() -> None:
+        raise KeyError("x")
+
+    @cached("inner", backend=backend_name, manager=manager)
+    def stream() -> Iterator[int]:
+        yield from (1, 2)
+
+    with pytest.raises(KeyError):
+        failing()
+    list(stream())
+    cache = failing.cache
+    assert cache.get(failing.key(), "absent") == "absent"
+    assert cache.get(stream.key()) == [1, 2]
+    assert cache.get_many([failing.key(), stream.key()]) == {stream.key(): [1, 2]}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
-from codomyrmex_cache import CacheManager, Entry, cached
+from codomyrmex_cache import CacheManager, Entry, FileBasedBackend, InMemoryBackend, cached
 from codomyrmex_cache.errors import CacheBackendError
 from tests.conftest import Server
 
@@ -181,3 +181,26 @@ def test_a_folder_that_cannot_be_made_costs_the_caching_alone(
 
     assert [function(1), function(1)] == [1, 1]
     assert len(caplog.records) >= 1
+
+
+def test_threads_do_not_wait_for_a_locked_database_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codomyrmex_cache.backends.file_based._BUSY_SECONDS", 0.01)
+    backend = FileBasedBackend(tmp_path)
+    with backend._writing, pytest.raises(sqlite3.OperationalError, match="locked"):  # as a thread does that waits for SQLite
+        backend.delete(b"k")
+    assert backend.delete(b"k") is False
+    backend.close()
+
+
+def test_the_functions_own_exception_goes_before_the_backends() -> None:
+    class FailsAfterTheLoad(InMemoryBackend):
+        def commit(self, *arguments: Any) -> bool:
+            raise OSError("away")
+
+    @cached("own", backend=FailsAfterTheLoad(), manager=CacheManager(on_error="raise"), errors={KeyError: 60})
+    def function() -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        function()
+    assert function.cache.stats().errors == {"backend:OSError": 1}

@@ -315,10 +315,15 @@ class FileBasedBackend:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._writing, self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("COMMIT")
+        if not self._writing.acquire(timeout=_BUSY_SECONDS):  # else threads would wait for a locked database one by one
+            raise sqlite3.OperationalError("database is locked: another thread of this process has waited for it all the time")
+        try:
+            with self._connection() as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+        finally:
+            self._writing.release()
 
     # SQLite keeps book in its own memory of the locks that a process holds.  A child forked in the middle of a transaction
     # inherits that book, and finds its database locked for ever by a transaction that it does not have.  It also inherits
