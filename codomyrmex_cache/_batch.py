@@ -112,6 +112,8 @@ def _led_answers(space: Space, items: Items, carrier: Flight, led: dict[int, Fli
         request, outcome = items.requests[place], flight.future.result()
         if isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved):
             answers[place] = yield from compute(request)
+        elif outcome == Abandoned(TIMED_OUT):  # another process went on loading it
+            answers[place] = yield from waited_in_vain(space, request, None)
         else:
             answers[place] = leader_answer(space, request, outcome)
     return answers

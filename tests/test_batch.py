@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codomyrmex_cache import MISSING, CacheManager, cached
-from codomyrmex_cache.errors import CacheConfigurationError, CacheError
+from codomyrmex_cache.errors import CacheConfigurationError, CacheError, CacheTimeoutError
 from codomyrmex_cache.testing import FakeClock
 
 
@@ -154,6 +154,35 @@ def test_two_managers_share_the_loads_of_items(tmp_path: Path) -> None:
         RELEASE.set()
         assert (first.result(), second.result()) == (["A", "B"], ["B"])
     assert CALLS == [["a", "b"]]
+
+
+@pytest.mark.parametrize("rule", ["compute", "raise", "stale"])
+def test_a_wait_for_an_item_of_another_manager_ends(tmp_path: Path, rule: Any) -> None:
+    INSIDE.clear()
+    RELEASE.clear()
+
+    def own(texts: list[str]) -> list[str]:
+        return ["own"] * len(texts)
+
+    one, other = (
+        cached(
+            "batch", backend="file_based", manager=CacheManager(directory=tmp_path), batch="texts", name="item", version=1,
+            wait="50ms", on_wait_timeout=rule,
+        )(function)
+        for function in (_held_up, own)
+    )  # fmt: skip
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(one, ["a"])
+        INSIDE.wait()
+        try:
+            if rule == "raise":
+                with pytest.raises(CacheTimeoutError, match="took longer"):
+                    other(["a", "b"])
+            else:
+                assert other(["a", "b"]) == ["own", "own"]
+        finally:
+            RELEASE.set()
+        assert first.result() == ["A"]
 
 
 def test_coroutine_functions(manager: CacheManager, backend_name: str) -> None:
