@@ -84,7 +84,13 @@ def _stored_answers(space: Space, requests: Sequence[Request]) -> Flow[dict[int,
     for place, request in enumerate(requests):
         raw = raws.get(stored[place])
         found = (
-            None if raw is None else (yield from examine(space, request.key, raw, request.counters, copy=request.rules.copy))
+            None
+            if raw is None
+            else (
+                yield from examine(
+                    space, request.key, raw, request.counters, copy=request.rules.copy, strict=request.rules.strict
+                )
+            )
         )
         if found is not None and found.verdict is Verdict.FRESH:
             answer = answered(space, request, found.entry)

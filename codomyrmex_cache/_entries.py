@@ -9,7 +9,7 @@ from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._policy import Verdict, is_due_touch, judge, prolonged
 from codomyrmex_cache._raising import retold
 from codomyrmex_cache._space import Space
-from codomyrmex_cache.errors import CacheCodecError, EnvelopeError
+from codomyrmex_cache.errors import CacheCodecError, EnvelopeError, ValueTooLargeError, cause_of
 from codomyrmex_cache.keys import Key
 from codomyrmex_cache.stats import Counters
 
@@ -26,14 +26,21 @@ class Found(NamedTuple):
     raw: Entry
 
 
+Unreadable = EnvelopeError | CacheCodecError
+
+_KEPT = frozenset({"misplaced", "newer", "unnamed"})
+"""What may be a good entry for somebody else: another call's, a newer version's, of a class that is not named here."""
+
+
 def read(space: Space, key: Key, counters: Counters, *, copy: bool = True) -> Flow[Entry | None]:
     """The fresh entry under the key, or `None`."""
     found = yield from look(space, key, counters, copy=copy)
     return found.entry if found is not None and found.verdict is Verdict.FRESH else None
 
 
-def look(space: Space, key: Key, counters: Counters, *, copy: bool = True) -> Flow[Found | None]:
-    """What is stored under the key.  What cannot be read, verified or decoded is nothing, counted by kind."""
+def look(space: Space, key: Key, counters: Counters, *, copy: bool = True, strict: bool = False) -> Flow[Found | None]:
+    """What is stored under the key.  What cannot be read, verified or decoded is nothing, counted by kind and removed;
+    `strict` raises it."""
     stored = space.stored(key.text)
     try:
         raw = yield Call("get", (stored,))
@@ -42,16 +49,24 @@ def look(space: Space, key: Key, counters: Counters, *, copy: bool = True) -> Fl
         return None
     if raw is None:
         return None
-    entry = opened(space, stored, raw, key.digest, counters, copy=copy)
-    if entry is None or (entry.generations and not (yield from _alive(space, entry, counters))):
+    entry = opened(space, stored, raw, key.digest, copy=copy)
+    if not isinstance(entry, Entry):
+        yield from _unreadable(space, stored, raw, entry, counters, strict=strict)
+        return None
+    if entry.generations and not (yield from _alive(space, entry, counters)):
         return None
     return _found(entry, raw, (yield Now()), counters)
 
 
-def examine(space: Space, key: Key, raw: Entry, counters: Counters, *, copy: bool = True) -> Flow[Found | None]:
+def examine(
+    space: Space, key: Key, raw: Entry, counters: Counters, *, copy: bool = True, strict: bool = False
+) -> Flow[Found | None]:
     """The same for an entry that the backend has given already."""
-    entry = opened(space, space.stored(key.text), raw, key.digest, counters, copy=copy)
-    if entry is None or (entry.generations and not (yield from _alive(space, entry, counters))):
+    entry = opened(space, space.stored(key.text), raw, key.digest, copy=copy)
+    if not isinstance(entry, Entry):
+        yield from _unreadable(space, space.stored(key.text), raw, entry, counters, strict=strict)
+        return None
+    if entry.generations and not (yield from _alive(space, entry, counters)):
         return None
     return _found(entry, raw, (yield Now()), counters)
 
@@ -74,15 +89,27 @@ def _found(entry: Entry, raw: Entry, now: float, counters: Counters) -> Found:
     return found
 
 
-def opened(space: Space, stored: bytes, raw: Entry, digest: bytes, counters: Counters, *, copy: bool) -> Entry | None:
-    """What a backend gave, verified and decoded; or `None`, counted by its reason."""
+def opened(space: Space, stored: bytes, raw: Entry, digest: bytes, *, copy: bool) -> Entry | Unreadable:
+    """What a backend gave, verified and decoded; or what is wrong with it."""
     try:
         return space.payloads.unpack(stored, raw, digest, copy=copy)
     except (EnvelopeError, CacheCodecError) as error:
-        kind = error.kind if isinstance(error, EnvelopeError) else "undecodable"
-        counters.error(kind)
-        space.warn_once((kind,), "namespace %r: unreadable entry taken as a miss (%s: %s)", space.name, kind, error)
-        return None
+        return error
+
+
+def _unreadable(space: Space, stored: bytes, raw: Entry, error: Unreadable, counters: Counters, *, strict: bool) -> Flow[None]:
+    """Count it by kind, say so at times, and remove it if it is still the same."""
+    counters.error(error.kind)
+    space.warn_at_times(
+        (error.kind,), "namespace %r: unreadable entry taken as a miss (%s: %s)", space.name, error.kind, error
+    )  # fmt: skip
+    if error.kind not in _KEPT and space.coordinates:
+        try:
+            yield Call("discard", (stored, raw))
+        except Exception as problem:  # the next store replaces it
+            counters.error(f"backend:{cause_of(problem)}")
+    if strict or space.strict:
+        raise error
 
 
 def answered(space: Space, request: Request, entry: Entry) -> Answer | None:
@@ -107,10 +134,11 @@ def pack(space: Space, key: Key, entry: Entry, counters: Counters, *, copy: bool
 
 
 def unstorable(space: Space, kind: type, error: Exception, counters: Counters) -> None:
-    """Count a result that cannot be stored, and log it once per type."""
-    counters.error("unstorable")
+    """Count a result that cannot be stored, and log it once per type and cause."""
+    cause = "too_large" if isinstance(error, ValueTooLargeError) else "unstorable"
+    counters.error(cause)
     space.warn_once(
-        ("unstorable", kind.__qualname__),
+        (cause, kind.__qualname__),
         "namespace %r: a result of type %s is returned but not stored: %s",
         space.name, kind.__qualname__, error,
     )  # fmt: skip

@@ -74,7 +74,7 @@ def explain(space: Space, keyer: Keyer, key: Key, parts: Parts, counters: Counte
     except Exception as error:
         space.backend_failed("explain", error, counters)
         return Explanation("miss", key.text, f"the backend failed ({error})")
-    return _nearest(key, dict(parts), entries)
+    return _nearest(key, dict(space.payloads.kept_parts(parts)), entries)
 
 
 def _judged(entry: Entry, key: Key, now: float) -> Flow[Explanation]:

@@ -22,7 +22,7 @@ __all__ = ["call", "compute", "follower_answer", "leader_answer", "opened", "str
 def call(space: Space, request: Request) -> Flow[Answer]:
     """Answer from the store, from a load under way, or by running the function."""
     try:
-        found = yield from look(space, request.key, request.counters, copy=request.rules.copy)
+        found = yield from look(space, request.key, request.counters, copy=request.rules.copy, strict=request.rules.strict)
         if found is not None:
             answer = yield from _from_store(space, request, found)
             if answer is not None:

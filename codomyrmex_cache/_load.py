@@ -30,7 +30,7 @@ from codomyrmex_cache._raising import told
 from codomyrmex_cache._recording import Recording
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.backends.base import Begun, generation_name
-from codomyrmex_cache.errors import CacheBackendError, CacheCodecError, CacheConfigurationError
+from codomyrmex_cache.errors import CacheBackendError, CacheCodecError, CacheConfigurationError, cause_of
 
 __all__ = ["Terms", "elected_for", "fields_of", "landed", "lead", "load", "release", "seconds_of", "terms_of", "unchanged"]
 
@@ -146,7 +146,7 @@ def release(space: Space, stored: bytes, begun: Begun | None, *, failed: bool, l
     try:
         yield Call("end", (stored, begun._replace(generations=()) if lease_alone else begun, failed))
     except Exception as error:  # nothing depends on it: leases end by themselves
-        space.counters[""].error(f"backend:{type(error).__name__}")
+        space.counters[""].error(f"backend:{cause_of(error)}")
 
 
 def load(space: Space, request: Request, flight: Flight, terms: Terms, *, refreshing: bool = False) -> Flow[Outcome]:
@@ -247,7 +247,7 @@ def unchanged(space: Space, stored: bytes, names: Sequence[bytes], begun: Begun 
     try:
         current = yield Call("generations", ((generation_name("k", stored), *names),))
     except Exception as error:  # while the backend is away no invalidation comes to an end
-        space.counters[""].error(f"backend:{type(error).__name__}")
+        space.counters[""].error(f"backend:{cause_of(error)}")
         return True
     return tuple(current) == tuple(begun.generations)
 

@@ -46,9 +46,13 @@ class Memo:
         rules: what the decorator says about time and storing.
         keying: what it says about keys.
         tags: of its results.
+        types: that its results may be of, beside plain data and those that its annotation names.
     """
 
-    def __init__(self, function: Callable[..., Any], cache: Cache, *, rules: Rules, keying: Keying, tags: Tags = ()) -> None:
+    def __init__(
+        self, function: Callable[..., Any], cache: Cache, *, rules: Rules, keying: Keying, tags: Tags = (),
+        types: Sequence[type] = (),
+    ) -> None:  # fmt: skip
         self.function = function
         self.cache = cache
         self.rules = rules
@@ -56,6 +60,7 @@ class Memo:
         self.keyer = make_keyer(function, self.shape, keying)
         self._strict = keying.strict
         self.counters = cache.counters(self.keyer.name)
+        cache.expect(self.keyer.name, function, types)
         self.is_async = iscoroutinefunction(function) or iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
         self.gives_stream = isgeneratorfunction(function) or isasyncgenfunction(function)
         if self.gives_stream and not rules.share_streams:

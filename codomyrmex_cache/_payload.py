@@ -6,6 +6,7 @@ cannot be kept apart from its first holder is not stored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -31,6 +32,9 @@ class Payloads(Protocol):
     def describe(self, key: bytes, entry: Entry, digest: bytes) -> tuple[Entry, bool]:
         """The entry without decoding its value, and whether it answers this digest. Raises EnvelopeError."""
 
+    def kept_parts(self, parts: Sequence[tuple[str, bytes]]) -> Sequence[tuple[str, bytes]]:
+        """What went into a key, as the entries of this store show it."""
+
 
 class ObjectPayloads:
     """Values kept as objects: a snapshot is taken when storing and another for each reader."""
@@ -53,6 +57,9 @@ class ObjectPayloads:
 
     def describe(self, key: bytes, entry: Entry, digest: bytes) -> tuple[Entry, bool]:
         return entry, digest == entry.digest
+
+    def kept_parts(self, parts: Sequence[tuple[str, bytes]]) -> Sequence[tuple[str, bytes]]:
+        return parts
 
 
 def refuse_single_use(value: Any) -> None:

@@ -58,6 +58,7 @@ class Rules:
         copy: whether stored values are kept apart from handed-out ones.
         share_streams: whether a stream is shared and recorded.
         stream_max: bytes of one stream kept at most.
+        strict: raise what is wrong with an entry that cannot be read, instead of running the function.
     """
 
     ttl: Ttl = None
@@ -72,6 +73,7 @@ class Rules:
     copy: bool = True
     share_streams: bool = False
     stream_max: int = DEFAULT_STREAM_MAX
+    strict: bool = False
 
     @classmethod
     def checked(
@@ -89,6 +91,7 @@ class Rules:
         copy: bool = True,
         stream: Literal["share", "off"] = "share",
         stream_max: int = DEFAULT_STREAM_MAX,
+        strict: bool = False,
     ) -> Rules:
         """The rules as a user writes them.
 
@@ -116,6 +119,7 @@ class Rules:
             copy=copy,
             share_streams=stream == "share",
             stream_max=stream_max,
+            strict=bool(strict),
         )
 
     @property

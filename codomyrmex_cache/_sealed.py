@@ -2,48 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from codomyrmex_cache import codecs
+from codomyrmex_cache._chunks import Buffer, Chunks
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._payload import refuse_single_use
+from codomyrmex_cache.backends.base import namespace_prefix
+from codomyrmex_cache.codecs import Coder, Types
 from codomyrmex_cache.envelope import Seal
-from codomyrmex_cache.errors import EnvelopeError
+from codomyrmex_cache.errors import EnvelopeError, ValueTooLargeError
+from codomyrmex_cache.keys import owner_of
 
 __all__ = ["SealedPayloads"]
+
+Results = Mapping[str, tuple[Callable[..., Any], Sequence[type]]]
 
 
 class SealedPayloads:
     """Values kept as sealed bytes: each read decodes afresh.
 
     Args:
-        seal: signs and verifies; with a secret, values that are not plain data may be pickled.
+        namespace: whose entries these are.
+        seal: signs and verifies.
+        make_coder: gives the codec for values that may be of these classes.
+        types: the classes for all keys of the namespace.
+        results: the functions of the namespace, whose results may be of further classes.
+        chunked: whether the backend takes large values in pieces.
+        most: bytes of one encoded value; larger ones are not stored.
     """
 
-    def __init__(self, seal: Seal) -> None:
-        self._seal = seal
+    def __init__(
+        self,
+        namespace: str,
+        seal: Seal,
+        make_coder: Callable[[Types], Coder],
+        types: Types,
+        results: Results,
+        *,
+        chunked: bool,
+        most: int,
+    ) -> None:
+        self._prefix = len(namespace_prefix(namespace))
+        self.seal = seal
+        self._make_coder = make_coder
+        self._types = types
+        self.coder = make_coder(types)
+        self._results = results
+        self._coders: dict[str, tuple[object, Coder]] = {}
+        self._chunked = chunked
+        self._most = most
+
+    def coder_of(self, key: bytes) -> Coder:
+        """The codec for what is stored under this key."""
+        owner = owner_of(key[self._prefix :].decode("utf-8", "surrogatepass"))
+        expected = self._results.get(owner)
+        if expected is None:
+            return self.coder
+        known = self._coders.get(owner)
+        if known is None or known[0] is not expected:
+            types = self._types | Types(*expected[1]) | Types.of_return(expected[0])
+            known = self._coders[owner] = expected, self._make_coder(types)
+        return known[1]
 
     def pack(self, key: bytes, entry: Entry, *, copy: bool) -> Entry:
         refuse_single_use(entry.value)
-        codec, payload = codecs.dumps(entry.value, allow_pickle=self._seal.trusted)
-        return replace(entry, value=self._seal.seal(key, entry, codec, payload))
+        codec, frames = self.coder_of(key).dumps(entry.value)
+        size = sum(map(len, frames))
+        if size > self._most:
+            raise ValueTooLargeError(f"{size} bytes are more than max_value_bytes={self._most}")
+        # others may change an array while it is being written and after that, when callers who waited decode it
+        entry = replace(entry, parts=self.seal.kept_parts(entry.parts))
+        return self._packed(key, entry, codec, [frame if type(frame) is bytes else bytes(frame) for frame in frames])
+
+    def _packed(self, key: bytes, entry: Entry, codec: int, frames: Sequence[Buffer]) -> Entry:
+        sealed = self.seal.seal(key, entry, codec, frames)
+        return replace(entry, value=sealed.join() if isinstance(sealed, Chunks) and not self._chunked else sealed)
 
     def unpack(self, key: bytes, entry: Entry, digest: bytes, *, copy: bool) -> Entry:
-        envelope = self._seal.open(key, entry.value, digest)
-        value = codecs.loads(envelope.codec, envelope.payload, allow_pickle=self._seal.trusted)
-        return replace(envelope.entry, value=value)
+        envelope = self.seal.open(key, entry.value, digest)
+        return replace(envelope.entry, value=self.coder_of(key).loads(envelope.codec, envelope.frames))
 
     def retimed(self, key: bytes, entry: Entry, digest: bytes, times: Entry) -> Entry:
-        envelope = self._seal.open(key, entry.value, digest)
+        envelope = self.seal.open(key, entry.value, digest)
         timed = replace(
             envelope.entry, created=times.created, fresh_until=times.fresh_until, expires_at=times.expires_at
         )  # fmt: skip
-        return replace(timed, value=self._seal.seal(key, timed, envelope.codec, envelope.payload))
+        return self._packed(key, timed, envelope.codec, envelope.frames)
 
     def describe(self, key: bytes, entry: Entry, digest: bytes) -> tuple[Entry, bool]:
         try:
-            return self._seal.open(key, entry.value, digest).entry, True
+            return self.seal.open(key, entry.value, digest).entry, True
         except EnvelopeError as error:
             if error.kind != "misplaced":
                 raise
-        return self._seal.open(key, entry.value, b"").entry, False
+        return self.seal.open(key, entry.value, b"").entry, False
+
+    def kept_parts(self, parts: Sequence[tuple[str, bytes]]) -> Sequence[tuple[str, bytes]]:
+        return self.seal.kept_parts(parts)

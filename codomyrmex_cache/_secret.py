@@ -44,20 +44,28 @@ def file_secret(root: Path) -> bytes:
         pass
     make_private_folder(folder)
     draft = folder / f"{path.name}.{os.urandom(8).hex()}"
-    with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(os.urandom(_SIZE))
     try:
+        with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600), "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(os.urandom(_SIZE))
+            file.flush()
+            os.fsync(file.fileno())  # cut short by a power failure it would be no secret
         os.link(draft, path)
     except FileExistsError:
         pass
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
     return _read(path)
 
 
 def _read(path: Path) -> bytes:
-    secret = path.read_bytes()
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
+        found = os.fstat(file.fileno())
+        secret = file.read(_SIZE + 1)
+    if hasattr(os, "geteuid") and (found.st_uid != os.geteuid() or found.st_mode & 0o077):
+        raise CacheConfigurationError(
+            f"{path} is another user's or can be read by others, so it is no secret: delete it to have a new one made"
+        )
     if len(secret) != _SIZE:
         raise CacheConfigurationError(f"{path} is not a secret of this package: delete it to have a new one made")
     return secret

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from threading import BoundedSemaphore
@@ -22,13 +23,15 @@ from codomyrmex_cache.backends.base import (
     generation_name,
     namespace_prefix,
 )  # fmt: skip
-from codomyrmex_cache.errors import CacheBackendError, CacheConfigurationError
+from codomyrmex_cache.errors import CacheBackendError, CacheConfigurationError, cause_of
+from codomyrmex_cache.keys import owner_of
 from codomyrmex_cache.stats import Counters
 
 __all__ = ["OnError", "Space"]
 
 OnError = Literal["bypass", "raise"]
 
+_MINUTE = 60.0
 _REFRESHES = 8
 """Threads that refresh at the same time in one namespace; beyond that the next stale hit tries again."""
 
@@ -44,6 +47,7 @@ class Space:
         payloads: how values become entries there.
         clock: seconds; monotonic for memory, wall time for stores that outlive the process.
         on_error: what a failing backend does to a call: nothing ("bypass") or `CacheBackendError` ("raise").
+        strict: raise what is wrong with an entry that cannot be read, instead of taking it as a miss.
         counters: of the direct API; each function's are added as it is first used.
     """
 
@@ -55,6 +59,8 @@ class Space:
         clock: Clock,
         on_error: OnError,
         counters: dict[str, Counters],
+        *,
+        strict: bool = False,
     ) -> None:
         self.name = name
         self.prefix = namespace_prefix(name)
@@ -62,6 +68,7 @@ class Space:
         self.payloads = payloads
         self.clock = clock
         self.on_error = on_error
+        self.strict = strict
         self.flights = Flights()
         self.counters = counters
         self.is_async = isinstance(backend, AsyncBackend)
@@ -70,7 +77,7 @@ class Space:
         self.elects = self.coordinates and backend.payload == "bytes"  # others than this process may load
         self.behind = BoundedSemaphore(_REFRESHES)
         self.tasks: set[object] = set()  # refreshes in event loops
-        self._warned: set[tuple[str, ...]] = set()
+        self._warned: dict[tuple[str, ...], float] = {}
         if isinstance(backend, ReportsEvictions):
             backend.subscribe(self._evicted)
         renew_after_fork(self)
@@ -131,7 +138,7 @@ class Space:
         return random()  # noqa: S311  spreads load, hides nothing
 
     def _beat_failed(self, error: Exception) -> None:
-        self.counters[""].error(f"lease:{type(error).__name__}")
+        self.counters[""].error(f"lease:{cause_of(error)}")
 
     def backend_failed(self, verb: str, error: Exception, counters: Counters) -> None:
         """Count a backend's failure, log its kind once, and raise it if that was asked for.
@@ -139,7 +146,7 @@ class Space:
         Raises:
             CacheBackendError: with `on_error="raise"`.
         """
-        kind = type(error).__name__
+        kind = cause_of(error)
         counters.error(f"backend:{kind}")
         if self.on_error == "raise":
             raise CacheBackendError(
@@ -163,7 +170,14 @@ class Space:
     def warn_once(self, cause: tuple[str, ...], message: str, *arguments: object) -> None:
         """One log line per cause and namespace."""
         if cause not in self._warned:
-            self._warned.add(cause)
+            self._warned[cause] = time.monotonic()
+            logger.warning(message, *arguments)
+
+    def warn_at_times(self, cause: tuple[str, ...], message: str, *arguments: object) -> None:
+        """One log line per cause, namespace and minute."""
+        now = time.monotonic()
+        if now - self._warned.get(cause, -_MINUTE) >= _MINUTE:
+            self._warned[cause] = now
             logger.warning(message, *arguments)
 
     def _evicted(self, key: bytes) -> None:
@@ -171,8 +185,3 @@ class Space:
             owner = owner_of(self.text(key))
             counters = self.counters.get(owner) or self.counters[""]
             counters.add("evictions")
-
-
-def owner_of(text: str) -> str:
-    """The name of the function whose key this is; empty for keys of the direct API."""
-    return text[1:].rpartition(":")[0] if text.startswith("@") else ""

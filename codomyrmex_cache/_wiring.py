@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from codomyrmex_cache._entry import Clock
 from codomyrmex_cache._payload import ObjectPayloads, Payloads
@@ -23,13 +23,52 @@ from codomyrmex_cache.stats import Counters
 
 if TYPE_CHECKING:
     from codomyrmex_cache._secret import Secret
+    from codomyrmex_cache.backends._database import Durability
+    from codomyrmex_cache.codecs import Codec
 
-__all__ = ["ENTRY_POINTS", "Options", "check_namespace", "combined", "open_space", "resolved"]
+__all__ = [
+    "ENTRY_POINTS", "CacheOptions", "Options", "Results", "StoreOptions", "check_namespace", "combined", "open_space",
+    "resolved",
+]  # fmt: skip
+
+Results = Mapping[str, tuple[Callable[..., Any], Sequence[type]]]
+"""For each function of a namespace, by its name in keys: itself, whose annotation says what it returns, and further classes."""
 
 ENTRY_POINTS = "codomyrmex_cache.backends"
+_CODECS = ("auto", "safe", "json", "pickle")
+_COMPRESSED, _COMPRESSED_ON_REDIS = 16 * 1024, 64 * 1024
+"""Bytes from which on compressing pays: deflating 1 MB takes ten times as long as writing it to a file."""
+
+DEFAULT_MAX_VALUE_BYTES = 256 * 2**20
+
 BUILT_IN = ("in_memory", "file_based", "redis")
 
 logger = logging.getLogger(__name__)
+
+
+class StoreOptions(TypedDict, total=False):
+    """How a namespace stores, as keywords; `Options` says what each means."""
+
+    directory: str | os.PathLike[str] | None
+    url: str | None
+    secret: Secret | None
+    codec: Literal["auto", "safe", "json", "pickle"] | Codec | None
+    compress: int | bool | None
+    encrypt: bool | None
+    max_entries: int | None
+    max_bytes: int | None
+    max_value_bytes: int | None
+    durability: Durability | None
+    mmap: bool | None
+    clock: Clock | None
+    on_error: OnError | None
+
+
+class CacheOptions(StoreOptions, total=False):
+    """Further ones, which a decorated function has for itself."""
+
+    types: Sequence[type] | None
+    strict: bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,18 +80,38 @@ class Options:
         directory: below it each file-based namespace has its folder.
         url: of the Redis server.
         secret: signs stored bytes; a list rotates (the first signs, all verify).
-        max_entries: bound of an in-memory namespace.
+        codec: "auto" (plain data and the classes of `types` exactly, the rest by pickle where bytes are signed), "safe" (never
+            pickle), "json" (text that others can read), "pickle" (needs a secret), or a `codecs.Codec` of your own.
+        compress: bytes from which on values are compressed; `True` for 16 KiB, `False` for never (the default, but 64 KiB on
+            Redis).
+        encrypt: AES-256-GCM (needs a secret and codomyrmex_cache[crypto]).
+        types: classes that values may be of, beside plain data; for functions their return annotation names them.
+        max_entries: bound of an in-memory namespace (10,000) or a file-based one (none).
+        max_bytes: bound of a file-based namespace (1 GiB).
+        max_value_bytes: of one encoded value; larger ones are not stored (256 MiB).
+        durability: of files: "kill" (default) survives the process, "power" the machine.
+        mmap: map large payloads of files into memory instead of reading them.
         clock: seconds; for tests.
         on_error: what a failing backend does to a call, "bypass" (nothing) or "raise".
+        strict: raise what is wrong with an entry that cannot be read, instead of taking it as a miss.
     """
 
     backend: str | Backend | None = None
     directory: str | os.PathLike[str] | None = None
     url: str | None = None
     secret: Secret | None = None
+    codec: Literal["auto", "safe", "json", "pickle"] | Codec | None = None
+    compress: int | bool | None = None
+    encrypt: bool | None = None
+    types: Sequence[type] | None = None
     max_entries: int | None = None
+    max_bytes: int | None = None
+    max_value_bytes: int | None = None
+    durability: Durability | None = None
+    mmap: bool | None = None
     clock: Clock | None = None
     on_error: OnError | None = None
+    strict: bool | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.backend, str):
@@ -67,6 +126,18 @@ class Options:
             secret_list(self.secret)
         if self.max_entries is not None:
             check_max_entries(self.max_entries)
+        for name in ("max_bytes", "max_value_bytes"):
+            bound = getattr(self, name)
+            if bound is not None and (type(bound) is not int or bound < 1):
+                raise CacheConfigurationError(f"{name}={bound!r}: give a number of bytes >= 1")
+        if self.compress is not None and (not isinstance(self.compress, int) or self.compress < 0):
+            raise CacheConfigurationError(f"compress={self.compress!r}: give a number of bytes, True or False")
+        if self.codec is not None and self.codec not in _CODECS and not hasattr(self.codec, "loads"):
+            raise CacheConfigurationError(f"codec={self.codec!r}: give {', '.join(map(repr, _CODECS))}, or a codecs.Codec")
+        if self.durability not in (None, "kill", "power"):
+            raise CacheConfigurationError(f'durability={self.durability!r}: give "kill" or "power"')
+        if self.types is not None and not all(isinstance(kind, type) for kind in self.types):
+            raise CacheConfigurationError(f"types={self.types!r}: give a list of classes")
         if self.url is not None and self.backend in (None, "redis"):
             from codomyrmex_cache.backends.redis import check_url
 
@@ -134,20 +205,34 @@ def resolved(options: Options, environment: Mapping[str, str]) -> Options:
     return replace(chosen, secret=secret)
 
 
-def open_space(name: str, options: Options, counters: dict[str, Counters]) -> Space:
+def open_space(name: str, options: Options, counters: dict[str, Counters], results: Results) -> Space:
     """Wire a namespace to its backend; nothing is connected or created yet, except a missing secret."""
     backend = _make_backend(name, options)
     is_object = backend.payload == "object"
-    payloads = ObjectPayloads() if is_object else _sealed_payloads(name, options)
+    payloads = ObjectPayloads() if is_object else _sealed_payloads(name, options, backend, results)
     clock = options.clock or (time.monotonic if is_object else time.time)
-    return Space(name, backend, payloads, clock, options.on_error or "bypass", counters)
+    return Space(name, backend, payloads, clock, options.on_error or "bypass", counters, strict=bool(options.strict))
 
 
-def _sealed_payloads(name: str, options: Options) -> Payloads:
+def _sealed_payloads(name: str, options: Options, backend: Backend, results: Results) -> Payloads:
     from codomyrmex_cache._sealed import SealedPayloads
+    from codomyrmex_cache.codecs import Coder, Types
     from codomyrmex_cache.envelope import Seal
 
-    return SealedPayloads(Seal(_secrets(name, options)))
+    seal = Seal(_secrets(name, options), encrypt=bool(options.encrypt))
+    compress = options.compress
+    if compress is None or isinstance(compress, bool):
+        compress = (
+            _COMPRESSED if compress else _COMPRESSED_ON_REDIS if compress is None and options.backend == "redis" else None
+        )
+
+    def make_coder(types: Types) -> Coder:
+        return Coder(options.codec or "auto", signed=seal.trusted, types=types, compress_above=compress)
+
+    return SealedPayloads(
+        name, seal, make_coder, Types(*(options.types or ())), results,
+        chunked=bool(getattr(backend, "chunked", False)), most=options.max_value_bytes or DEFAULT_MAX_VALUE_BYTES,
+    )  # fmt: skip
 
 
 def _make_backend(name: str, options: Options) -> Backend:
@@ -158,9 +243,13 @@ def _make_backend(name: str, options: Options) -> Backend:
         return InMemoryBackend(max_entries=options.max_entries)
     if options.backend == "file_based":
         from codomyrmex_cache._folders import namespace_directory
-        from codomyrmex_cache.backends.file_based import FileBasedBackend
+        from codomyrmex_cache.backends.file_based import DEFAULT_MAX_BYTES, FileBasedBackend
 
-        return FileBasedBackend(namespace_directory(Path(options.directory or "."), name))
+        return FileBasedBackend(
+            namespace_directory(Path(options.directory or "."), name),
+            max_bytes=options.max_bytes or DEFAULT_MAX_BYTES, max_entries=options.max_entries,
+            durability=options.durability or "kill", mmap=bool(options.mmap),
+        )  # fmt: skip
     if options.backend == "redis":
         from codomyrmex_cache.backends.redis import RedisBackend
 
@@ -174,10 +263,12 @@ def _secrets(name: str, options: Options) -> list[bytes]:
 
     if options.secret is not None:
         return secret_list(options.secret)
-    if options.backend != "file_based":
+    # an object that keeps files: `FileBasedBackend("folder")`
+    directory = options.directory if isinstance(options.backend, str) else getattr(options.backend, "directory", None)
+    if options.backend == "redis" or directory is None:
         return []
     try:
-        return [file_secret(Path(options.directory or "."))]
+        return [file_secret(Path(directory))]
     except (OSError, ValueError, RuntimeError) as error:  # no such folder can be, or a secret cut short by a power failure
         logger.warning(
             "namespace %r: no secret can be kept in the state folder (%s); entries will not outlive this process. "

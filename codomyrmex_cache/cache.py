@@ -20,6 +20,7 @@ from codomyrmex_cache._entry import MISSING, Entry, Missing
 from codomyrmex_cache._flow import call
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache._policy import Rules, Ttl, validated_ttl
+from codomyrmex_cache._quick import QuickGet, QuickSet, quick_ways
 from codomyrmex_cache._space import Space
 from codomyrmex_cache._wiring import Options, check_namespace, combined, open_space, resolved
 from codomyrmex_cache.errors import CacheConfigurationError
@@ -52,8 +53,10 @@ class Cache:
         self.name = check_namespace(name)
         self._options = options
         self._counters: dict[str, Counters] = {"": Counters()}
+        self._results: dict[str, tuple[Callable[..., Any], Sequence[type]]] = {}
         self._direct = self._counters[""]
         self._space: Space | None = None
+        self._quick: tuple[QuickGet, QuickSet] | None = None
         self._lock = Lock()
         renew_after_fork(self)
 
@@ -71,6 +74,10 @@ class Cache:
     def get(self, key: str, default: D) -> Any | D: ...
     def get(self, key: str, default: Any = None) -> Any:
         """The value under `key`, or `default` if there is none (`None` is a value like any other)."""
+        if self._quick is not None:
+            value = self._quick[0](key)
+            if value is not MISSING:
+                return value
         entry = run(self.space, verbs.get(self.space, direct_key(key), self._direct))
         return default if entry is None else entry.value
 
@@ -88,7 +95,8 @@ class Cache:
             ttl: seconds, `timedelta`, "1h30m", a callable on the value, or `None` for ever; 0 removes what was there.
             tags: names under which `invalidate_tags` finds it.
         """
-        run(self.space, self._store(key, value, ttl, tags))
+        if self._quick is None or tags or not self._quick[1](key, value, ttl):  # type: ignore[arg-type]  # other ttls: not taken
+            run(self.space, self._store(key, value, ttl, tags))
 
     async def aset(self, key: str, value: object, ttl: Ttl = None, tags: Sequence[str] = ()) -> None:
         """`set` for event loops."""
@@ -295,7 +303,8 @@ class Cache:
             with self._lock:
                 if self._space is None:
                     self._options = resolved(self._options, os.environ)
-                    self._space = open_space(self.name, self._options, self._counters)
+                    self._space = open_space(self.name, self._options, self._counters, self._results)
+                    self._quick = quick_ways(self._space, self._direct)
         return self._space
 
     @property
@@ -316,6 +325,10 @@ class Cache:
     def counters(self, owner: str) -> Counters:
         """The counters of the function of this name, shared by all who use the name."""
         return self._counters.setdefault(owner, Counters())
+
+    def expect(self, owner: str, function: Callable[..., Any], types: Sequence[type]) -> None:
+        """What is stored for the function of this name may be of the classes that its annotation names, and of these."""
+        self._results[owner] = function, types
 
     def presented(self, entry: Entry) -> Entry:
         """The entry with its monotonic times as wall-clock times."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, Unpack, cast, overload
 
 from codomyrmex_cache._duration import Duration
-from codomyrmex_cache._entry import Clock, Entry, Missing
+from codomyrmex_cache._entry import Entry, Missing
 from codomyrmex_cache._explain import Explanation
 from codomyrmex_cache._front import MISSES, wrapper_source
 from codomyrmex_cache._isolation import isolated
@@ -17,15 +16,12 @@ from codomyrmex_cache._keying import Keying, Scope
 from codomyrmex_cache._memo import Memo, Tags
 from codomyrmex_cache._policy import DEFAULT_STREAM_MAX, OnWaitTimeout, Rules, Ttl
 from codomyrmex_cache._signature import RESERVED, compile_function
-from codomyrmex_cache._space import OnError
+from codomyrmex_cache._wiring import StoreOptions
 from codomyrmex_cache.backends.base import Backend
 from codomyrmex_cache.cache import Cache
 from codomyrmex_cache.errors import CacheConfigurationError
 from codomyrmex_cache.manager import CacheManager
 from codomyrmex_cache.stats import CacheStats
-
-if TYPE_CHECKING:
-    from codomyrmex_cache._secret import Secret
 
 __all__ = ["CachedClassMethod", "CachedFunction", "cached"]
 
@@ -169,13 +165,9 @@ def cached(
     batch: str | None = None,
     max_batch: int | None = None,
     copy: bool = True,
+    types: Sequence[type] = (),
     manager: CacheManager | None = None,
-    directory: str | os.PathLike[str] | None = None,
-    url: str | None = None,
-    secret: Secret | None = None,
-    max_entries: int | None = None,
-    clock: Clock | None = None,
-    on_error: OnError | None = None,
+    **options: Unpack[StoreOptions],
 ) -> Decorator: ...
 def cached(
     namespace: Any = "default",
@@ -203,8 +195,9 @@ def cached(
     batch: str | None = None,
     max_batch: int | None = None,
     copy: bool = True,
+    types: Sequence[type] = (),
     manager: CacheManager | None = None,
-    **options: Any,
+    **options: Unpack[StoreOptions],
 ) -> Any:
     """Remember a function's results by its arguments.
 
@@ -222,7 +215,8 @@ def cached(
         scope: a function or `ContextVar` whose value is part of the key: entries of one tenant are never another's.
         depends: what results depend on beside the arguments: `File(glob)`, `Env(name)`, `Package(name)` of
             `codomyrmex_cache.markers`, functions (with the code they reach) and plain values.
-        strict: raise `UnkeyableError` for an argument without exact encoding, instead of calling the function uncached.
+        strict: raise `UnkeyableError` for an argument without exact encoding, instead of calling the function uncached, and
+            `EnvelopeError` or `CacheCodecError` for an entry that cannot be read, instead of taking it as a miss.
         jitter: share of the ttl, 0 to 1, by which each life is shortened at random, so that what was stored together does not
             end together.
         stale: how long after the ttl the old value is still given at once, while one refresh runs in the background; if that
@@ -244,8 +238,11 @@ def cached(
         max_batch: how many items it is given at most.
         copy: hand out fresh copies of mutable results (default), so that no caller can change what the next one gets;
             `False` hands out the stored object itself where the backend keeps objects.
+        types: classes that results may be of, beside plain data and what the return annotation names; stored bytes are made
+            into objects of these classes only, except by pickle where they are signed.
         manager: a registry other than the process-wide one.
-        directory, url, secret, max_entries, clock, on_error: as for `CacheManager.get_cache`.
+        options: directory, url, secret, codec, compress, encrypt, max_entries, max_bytes, max_value_bytes, durability, mmap,
+            clock and on_error, as for `CacheManager.get_cache`.
 
     Returns:
         The function with the same signature and type, and the control methods key, peek, contains, entry, refresh, bypass,
@@ -266,7 +263,7 @@ def cached(
     cache = (manager or CacheManager.default()).get_cache(namespace, backend, **options)
     rules = Rules.checked(
         ttl=ttl, jitter=jitter, stale=stale, early=early, touch=touch, store_if=store_if, errors=errors,
-        wait=wait, on_wait_timeout=on_wait_timeout, copy=copy, stream=stream, stream_max=stream_max,
+        wait=wait, on_wait_timeout=on_wait_timeout, copy=copy, stream=stream, stream_max=stream_max, strict=strict,
     )  # fmt: skip
     if isinstance(tags, str):
         raise CacheConfigurationError(f"tags={tags!r}: give a list of str, or a function of the call's arguments")
@@ -274,7 +271,7 @@ def cached(
         name=name, version=version, key=key, ignore=ignore, scope=scope, depends=depends, strict=strict
     )  # fmt: skip
 
-    make: Callable[..., Memo] = functools.partial(Memo, cache=cache, rules=rules, keying=keying, tags=tags)
+    make: Callable[..., Memo] = functools.partial(Memo, cache=cache, rules=rules, keying=keying, tags=tags, types=types)
     if batch is not None:
         from codomyrmex_cache._batched import BatchMemo
 

@@ -6,6 +6,8 @@ are never wrapped; they pass through untouched.
 
 from __future__ import annotations
 
+from errno import errorcode
+
 __all__ = [
     "CacheBackendError",
     "CacheCodecError",
@@ -17,6 +19,8 @@ __all__ = [
     "CacheTimeoutError",
     "EnvelopeError",
     "UnkeyableError",
+    "ValueTooLargeError",
+    "cause_of",
 ]
 
 
@@ -62,16 +66,35 @@ class CacheStreamError(CacheError):
 
 
 class CacheCodecError(CacheError):
-    """A value has no encoding under the codec in force, or stored bytes do not decode."""
+    """A value has no encoding under the codec in force, or stored bytes do not decode.
+
+    `kind` is the statistics key under which the latter is counted.
+    """
+
+    kind = "undecodable"
+
+
+class ValueTooLargeError(CacheCodecError):
+    """A value has more bytes than `max_value_bytes` allows."""
 
 
 class EnvelopeError(CacheError):
     """Stored bytes are not a sealed entry of this namespace, key, version and secret.
 
-    `kind` is the statistics key under which it is counted: "truncated", "foreign", "version",
-    "tampered" or "misplaced".
+    `kind` is the statistics key under which it is counted: "truncated", "foreign", "version" (an older format),
+    "newer", "tampered" or "misplaced".
     """
 
     def __init__(self, kind: str, message: str) -> None:
         self.kind = kind
         super().__init__(message)
+
+
+def cause_of(error: BaseException) -> str:
+    """The name under which a failure is counted and logged: SQLite's, the operating system's, or its class.
+
+    >>> cause_of(FileNotFoundError(2, "No such file or directory")), cause_of(ValueError())
+    ('ENOENT', 'ValueError')
+    """
+    name = getattr(error, "sqlite_errorname", None) or errorcode.get(getattr(error, "errno", None) or 0)
+    return str(name or type(error).__name__)

@@ -27,7 +27,7 @@ from codomyrmex_cache._isolation import is_immutable
 from codomyrmex_cache._objects import module_name, register
 from codomyrmex_cache.errors import CacheKeyError, UnkeyableError
 
-__all__ = ["Key", "Keyer", "Part", "direct_key", "function_name", "register"]
+__all__ = ["Key", "Keyer", "Part", "direct_key", "function_name", "owner_of", "register"]
 
 FORMAT = 1
 """Part of every key: a change of the encoding makes old entries unreachable instead of wrong."""
@@ -54,6 +54,11 @@ def direct_key(key: object) -> Key:
     if not isinstance(key, str):
         raise CacheKeyError(f"{key!r} is not a key: the keys of a cache are str (any str), got {type(key).__qualname__}")
     return Key(str.__str__(key), b"")  # of a str enum its value, not its name
+
+
+def owner_of(text: str) -> str:
+    """The name of the function whose key this is; empty for keys of the direct API."""
+    return text[1:].rpartition(":")[0] if text.startswith("@") else ""
 
 
 class Keyer:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from threading import Lock
-from typing import TYPE_CHECKING, overload
+from typing import Unpack, overload
 
-from codomyrmex_cache._entry import Clock
 from codomyrmex_cache._fork import renew_after_fork
-from codomyrmex_cache._space import OnError
-from codomyrmex_cache._wiring import Options, check_namespace
+from codomyrmex_cache._wiring import CacheOptions, Options, check_namespace
 from codomyrmex_cache.backends.base import Backend
 from codomyrmex_cache.cache import Cache
 from codomyrmex_cache.stats import CacheStats
-
-if TYPE_CHECKING:
-    from codomyrmex_cache._secret import Secret
 
 __all__ = ["CacheManager", "get_cache"]
 
@@ -29,6 +23,7 @@ class CacheManager:
         secret: signs stored bytes (else CODOMYRMEX_CACHE_SECRET, else for files one made and kept for this user).
         clock: seconds, for tests.
         on_error: "bypass" (default: a failing backend is a miss, counted and logged once) or "raise".
+        options: any other option of `get_cache`, for all its namespaces.
 
     >>> manager = CacheManager()
     >>> manager.get_cache("a").set("k", 1)
@@ -38,14 +33,9 @@ class CacheManager:
 
     def __init__(
         self,
-        *,
-        directory: str | os.PathLike[str] | None = None,
-        url: str | None = None,
-        secret: Secret | None = None,
-        clock: Clock | None = None,
-        on_error: OnError | None = None,
+        **options: Unpack[CacheOptions],
     ) -> None:
-        self._defaults = Options(directory=directory, url=url, secret=secret, clock=clock, on_error=on_error)
+        self._defaults = Options(**options)
         self._caches: dict[str, Cache] = {}
         self._lock = Lock()
         renew_after_fork(self)
@@ -55,45 +45,30 @@ class CacheManager:
         """The process-wide manager."""
         return _default_manager()
 
-    def get_cache(
-        self,
-        name: str = "default",
-        backend: str | Backend | None = None,
-        *,
-        directory: str | os.PathLike[str] | None = None,
-        url: str | None = None,
-        secret: Secret | None = None,
-        max_entries: int | None = None,
-        clock: Clock | None = None,
-        on_error: OnError | None = None,
-    ) -> Cache:
+    def get_cache(self, name: str = "default", backend: str | Backend | None = None, **options: Unpack[CacheOptions]) -> Cache:
         """The namespace of this name, made if it is new.
 
         Args:
             name: any non-empty str.
             backend: "in_memory", "file_based", "redis", a registered name, or an object with the backend's methods
                 (else CODOMYRMEX_CACHE_BACKEND, else "in_memory").
-            directory: root for file-based namespaces.
-            url: of the Redis server.
-            secret: signs stored bytes.
-            max_entries: bound of an in-memory namespace; default 10,000.
-            clock: seconds, for tests.
-            on_error: "bypass" or "raise".
+            directory, url, secret: where files go, the Redis server, what signs stored bytes.
+            codec, compress, encrypt, types: how values become bytes.
+            max_entries, max_bytes, max_value_bytes: bounds.
+            durability, mmap: of files.
+            clock, on_error, strict: seconds for tests; what failures do.  README, "The decorator" and "Settings", has them all.
 
         Raises:
             CacheConfigurationError: an option means nothing, or contradicts what the namespace was set up with.
         """
-        options = Options(
-            backend=backend, directory=directory, url=url, secret=secret,
-            max_entries=max_entries, clock=clock, on_error=on_error,
-        )  # fmt: skip
+        said = Options(backend=backend, **options)
         check_namespace(name)
         with self._lock:
             found = self._caches.get(name)
             if found is None:
-                found = self._caches[name] = Cache(name, options.over(self._defaults))
+                found = self._caches[name] = Cache(name, said.over(self._defaults))
                 return found
-        found.configure(options)
+        found.configure(said)
         return found
 
     @overload
@@ -151,17 +126,7 @@ def _default_manager() -> CacheManager:
     return _defaults[0]
 
 
-def get_cache(
-    name: str = "default",
-    backend: str | Backend | None = None,
-    *,
-    directory: str | os.PathLike[str] | None = None,
-    url: str | None = None,
-    secret: Secret | None = None,
-    max_entries: int | None = None,
-    clock: Clock | None = None,
-    on_error: OnError | None = None,
-) -> Cache:
+def get_cache(name: str = "default", backend: str | Backend | None = None, **options: Unpack[CacheOptions]) -> Cache:
     """`CacheManager.default().get_cache(...)`: the namespace of this name in this process.
 
     >>> cache = get_cache(name="llm_responses", backend="in_memory")
@@ -169,7 +134,4 @@ def get_cache(
     >>> cache.has("k"), cache.delete("k"), cache.has("k")
     (True, True, False)
     """
-    return CacheManager.default().get_cache(
-        name, backend, directory=directory, url=url, secret=secret,
-        max_entries=max_entries, clock=clock, on_error=on_error,
-    )  # fmt: skip
+    return CacheManager.default().get_cache(name, backend, **options)

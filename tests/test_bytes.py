@@ -93,21 +93,21 @@ def test_deep_bytes_are_refused() -> None:
             safe_loads(payload)
 
 
-def _sealed(seal: Seal) -> bytes:
-    return seal.seal(b"k", Entry(None, created=1.0, fresh_until=2.0, expires_at=3.0, cost=4.0, digest=b"d"), SAFE, b"payload")
+def _sealed(seal: Seal) -> Any:
+    return seal.seal(b"k", Entry(None, created=1.0, fresh_until=2.0, expires_at=3.0, cost=4.0, digest=b"d"), SAFE, [b"payload"])
 
 
 @pytest.mark.parametrize("secrets", [(), (SECRET,)])
 def test_an_envelope_keeps_what_was_sealed(secrets: tuple[bytes, ...]) -> None:
     seal = Seal(secrets)
-    entry, codec, payload = seal.open(b"k", _sealed(seal), b"d")
-    assert (entry.created, entry.fresh_until, entry.expires_at, entry.cost, codec, payload) == (
+    entry, codec, frames = seal.open(b"k", _sealed(seal), b"d")
+    assert (entry.created, entry.fresh_until, entry.expires_at, entry.cost, codec, frames) == (
         1.0,
         2.0,
         3.0,
         4.0,
         SAFE,
-        b"payload",
+        [b"payload"],
     )
 
 
@@ -144,7 +144,7 @@ def test_an_entry_is_bound_to_its_key_its_call_and_its_secret() -> None:
 
 def test_secrets_rotate() -> None:
     old, new = SECRET, b"another secret.."
-    assert Seal([new, old]).open(b"k", _sealed(Seal([old])), b"d").payload == b"payload"
+    assert Seal([new, old]).open(b"k", _sealed(Seal([old])), b"d").frames == [b"payload"]
     with pytest.raises(EnvelopeError):
         Seal([old]).open(b"k", _sealed(Seal([new, old])), b"d")
 
@@ -167,7 +167,7 @@ def test_planted_bytes_in_redis_are_a_miss_and_heal(
     cache.set("k", 1)
     with redis.Redis(unix_socket_path=str(valkey.socket)) as client:
         (name,) = client.keys()  # type: ignore[misc]
-        unsigned = Seal().seal(b"7:planted:k", Entry(None), PICKLE, pickle.dumps(Planted()))
+        unsigned = Seal().seal(b"7:planted:k", Entry(None), PICKLE, [pickle.dumps(Planted())])
         for planted in (b"", b"garbage", pickle.dumps(Planted()), unsigned):
             client.set(name, planted)
             assert cache.get("k", "miss") == "miss"

@@ -149,11 +149,11 @@ def test_a_damaged_database_costs_the_caching_alone(tmp_path: Path) -> None:
     (database,) = tmp_path.glob("*/entries.sqlite3")
     database.write_bytes(b"this is not a database" * 1000)
     assert cache.get_or_load("k", lambda: 2) == 2
-    assert "backend:DatabaseError" in cache.stats().errors
+    assert "backend:SQLITE_NOTADB" in cache.stats().errors
 
 
 def test_a_locked_database_costs_the_caching_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codomyrmex_cache.backends.file_based._BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("codomyrmex_cache.backends._database.BUSY_SECONDS", 0.05)
     manager = CacheManager(directory=tmp_path)
     cache = manager.get_cache("x", backend="file_based")
     cache.set("k", 1)
@@ -164,7 +164,7 @@ def test_a_locked_database_costs_the_caching_alone(tmp_path: Path, monkeypatch: 
         assert cache.get("k") == 1
         assert cache.get_or_load("l", lambda: 2) == 2
         other.execute("ROLLBACK")
-    assert cache.stats().errors == {"backend:OperationalError": 1}
+    assert cache.stats().errors == {"backend:SQLITE_BUSY": 1}
     cache.close()
 
 
@@ -184,9 +184,12 @@ def test_a_folder_that_cannot_be_made_costs_the_caching_alone(
 
 
 def test_threads_do_not_wait_for_a_locked_database_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codomyrmex_cache.backends.file_based._BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("codomyrmex_cache.backends._database.BUSY_SECONDS", 0.01)
     backend = FileBasedBackend(tmp_path)
-    with backend._writing, pytest.raises(sqlite3.OperationalError, match="locked"):  # as a thread does that waits for SQLite
+    with (
+        backend._database.writing_lock,
+        pytest.raises(sqlite3.OperationalError, match="locked"),
+    ):  # as a thread does that waits for SQLite
         backend.delete(b"k")
     assert backend.delete(b"k") is False
     backend.close()

@@ -16,14 +16,17 @@ ROOT = Path(codomyrmex_cache.__file__).parent
 REPOSITORY = Path(__file__).parent.parent
 
 FLOORS: dict[int, set[str]] = {
-    0: {"errors", "_entry", "_duration", "_fork", "stats"},
-    1: {"_code", "_encoders", "_encoding", "_objects", "_files", "_folders", "_isolation", "_payload", "_raising", "_sealed",
-        "_secret", "_signature", "codecs", "envelope", "keys", "backends", "backends.base", "backends._lua"},
-    2: {"_keying", "_versions", "markers", "backends.in_memory", "backends.file_based", "backends.redis"},
+    0: {"errors", "_chunks", "_entry", "_duration", "_fork", "stats"},
+    1: {"_arrays", "_cipher", "_code", "_compression", "_encoders", "_encoding", "_objects", "_files", "_folders", "_isolation",
+        "_named", "_payload", "_pickling", "_plain", "_raising", "_rebuild", "_sealed", "_secret", "_signature", "_tagged",
+        "codecs", "envelope", "keys", "backends", "backends.base", "backends._lua"},
+    2: {"_keying", "_versions", "markers", "backends.in_memory", "backends.file_based", "backends.redis", "backends._database",
+        "backends._large", "backends._salvage", "backends._schema", "backends._upkeep"},
     2.5: {"_policy", "_pump", "_recording", "_flight", "_heart"},
-    3: {"_atomic", "_batch", "_drive", "_effects", "_entries", "_explain", "_flow", "_load", "_space", "_verbs", "_wiring"},
+    3: {"_atomic", "_batch", "_drive", "_effects", "_entries", "_explain", "_flow", "_load", "_quick", "_space", "_verbs",
+        "_wiring"},
     4: {"_batched", "_cold", "_front", "_memo", "cache", "decorator", "locks", "manager", "streams"},
-    5: {"", "_suite", "testing"},
+    5: {"", "_fault_suite", "_faults", "_suite", "testing"},
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 

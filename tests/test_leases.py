@@ -630,7 +630,7 @@ def test_a_fork_waits_until_nobody_is_inside_sqlite(tmp_path: Path) -> None:
     inside, leave, forked = threading.Event(), threading.Event(), threading.Event()
 
     def read() -> None:  # SQLite's own mutexes may be held; in a child nobody would let go of them
-        with backend._connection():
+        with backend._database.reading():
             inside.set()
             leave.wait(PATIENCE)
 

@@ -595,7 +595,7 @@ def test_no_answer_is_older_than_an_invalidation(decorate: Callable[..., Any], c
 def _statements(cache: Cache, act: Callable[[], None]) -> int:
     backend: Any = cache.space.backend
     seen: list[str] = []
-    connections: list[sqlite3.Connection] = [connection for _, connection in backend._idle]
+    connections: list[sqlite3.Connection] = [handle.connection for handle in backend._database.idle]
     assert connections
     for connection in connections:
         connection.set_trace_callback(seen.append)

@@ -5,7 +5,7 @@ All keys are in KEYS.  Times are lives in milliseconds on the server's clock.  A
 the load is doomed, and nobody need wait for it.
 """
 
-__all__ = ["BEGIN", "COMMIT", "END", "RENEW", "REPLACE"]
+__all__ = ["BEGIN", "COMMIT", "DISCARD", "END", "RENEW", "REPLACE"]
 
 BEGIN = b"""
 -- KEYS: entry, lease, last token, generations...   ARGV: life of the lease (0: none), new generation, life of a generation
@@ -97,3 +97,9 @@ carried_by(3, ARGV[2])
 return 1
 """
 )
+
+DISCARD = b"""
+-- KEYS: entry   ARGV: the value that it is to have
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+"""

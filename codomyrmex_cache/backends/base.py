@@ -6,7 +6,9 @@ once, when a namespace is wired to its backend.
 
 **A backend never decides freshness.**  It keeps `Entry.value` and, if it likes, drops an entry once `expires_at` has
 passed; `entry.expires_at - entry.created` is the life left at the moment of the `set`, so no clock is needed.
-A backend for bytes must give back `value`; the other fields are inside these bytes and need not be kept.
+A backend for bytes must give back `value`; the other fields are inside these bytes and need not be kept.  It gives them as
+`bytes`, or as a `bytearray` or writable `memoryview` that nobody else holds.  If it says `chunked = True`, large values come
+to it as `codomyrmex_cache._chunks.Chunks`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ __all__ = [
     "ClearsPrefix",
     "Coordinates",
     "CountsPrefix",
+    "Quick",
     "ReportsEvictions",
     "StoresMany",
     "generation_name",
@@ -138,7 +141,8 @@ class Coordinates(Protocol):
     forms drop the generation of their key (`generation_name("k", key)`) in the same step.
 
     A *lease* is held by one loader until it ends it or `seconds` pass without `renew`.  An async backend adds `abegin`,
-    `acommit`, `aend`, `agenerations`, `arevoke` and `areplace`.  The steps of each verb are one: nothing comes between them.
+    `acommit`, `aend`, `agenerations`, `arevoke`, `areplace` and `adiscard`.  The steps of each verb are one: nothing comes
+    between them.
     """
 
     def begin(self, key: bytes, names: Sequence[bytes], seconds: float) -> Begun:
@@ -170,6 +174,20 @@ class Coordinates(Protocol):
 
         With `fence` it wins over loads under way, as `set` does; without, they may still replace it.
         """
+
+    def discard(self, key: bytes, old: Entry) -> bool:
+        """Remove the entry if `old`, as it was got, is what is stored; whether it was.  Loads under way are left alone."""
+
+
+@runtime_checkable
+class Quick(Protocol):
+    """A short way for small values of the direct API, for bytes; who takes it goes the long way if it leads nowhere."""
+
+    def quick_get(self, key: bytes) -> bytes | None:
+        """The value; `None` says nothing."""
+
+    def quick_set(self, key: bytes, value: bytes, expires_at: float | None, now: float) -> bool:
+        """Store, replacing what was there, as `set` does; `False` if that was not done."""
 
 
 @runtime_checkable

@@ -233,6 +233,15 @@ class InMemoryBackend:
         self._bury(dropped, evicted)
         return True
 
+    def discard(self, key: bytes, old: Entry) -> bool:
+        with self._lock:
+            cell = self._cells.get(key)
+            if cell is None or cell.entry is not old:
+                return False
+            del self._cells[key]
+        cell.kill()
+        return True
+
     def _generation(self, name: bytes) -> bytes:
         found = self._generations.pop(name, None)
         if found is not None:

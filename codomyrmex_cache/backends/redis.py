@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from codomyrmex_cache._entry import Entry
-from codomyrmex_cache.backends._lua import BEGIN, COMMIT, END, RENEW, REPLACE
+from codomyrmex_cache.backends._lua import BEGIN, COMMIT, DISCARD, END, RENEW, REPLACE
 from codomyrmex_cache.backends.base import Begun, generation_name
 from codomyrmex_cache.errors import CacheConfigurationError
 
@@ -150,6 +150,9 @@ class RedisBackend:
     def replace(self, key: bytes, old: Entry | None, new: Entry, fence: bool) -> bool:
         return bool(self._script(REPLACE)(*_replace_arguments(key, old, new, fence)))
 
+    def discard(self, key: bytes, old: Entry) -> bool:
+        return bool(self._script(DISCARD)([_PREFIX + key], [old.value]))
+
     def _script(self, source: bytes) -> Any:
         return _prepared(self.client, source)
 
@@ -231,6 +234,9 @@ class RedisBackend:
 
     async def areplace(self, key: bytes, old: Entry | None, new: Entry, fence: bool) -> bool:
         return bool(await self._ascript(REPLACE)(*_replace_arguments(key, old, new, fence)))
+
+    async def adiscard(self, key: bytes, old: Entry) -> bool:
+        return bool(await self._ascript(DISCARD)([_PREFIX + key], [old.value]))
 
     def _ascript(self, source: bytes) -> Any:
         return _prepared(self.async_client, source)
