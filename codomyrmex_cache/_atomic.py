@@ -13,7 +13,7 @@ from codomyrmex_cache._heart import LEASE_SECONDS
 from codomyrmex_cache._policy import Ttl, Verdict, lifetime, new_entry
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.backends.base import Begun
-from codomyrmex_cache.errors import CacheConnectionError, CacheError
+from codomyrmex_cache.errors import CacheConnectionError, CacheError, cause_of
 from codomyrmex_cache.keys import Key
 from codomyrmex_cache.stats import Counters
 
@@ -22,6 +22,7 @@ __all__ = ["acquire", "add", "incr", "lock_key", "release"]
 _LOCK = b"\xfflock:"
 """Begins the keys of locks; no UTF-8 text holds this byte, so no key of a user's is one."""
 
+_TRIES = 1000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 
 
@@ -62,7 +63,7 @@ def _swapped(
     space.check_coordinates(verb)
     stored, pause = space.stored(key.text), _FIRST_PAUSE
     space.flights.fence_key(stored)
-    while True:
+    for _ in range(_TRIES):
         raw = yield from _sure(space, Call("get", (stored,)), verb)
         found = None if raw is None else (yield from examine(space, key, raw, counters))
         entry = change(found if found is not None and found.verdict is Verdict.FRESH else None, (yield Now()))
@@ -74,6 +75,9 @@ def _swapped(
             return entry
         yield Pause(pause * space.draw(), Patience(None))
         pause = min(2 * pause, _LONGEST_PAUSE)
+    raise CacheConnectionError(
+        f"namespace {space.name!r}: {verb} of {key.text!r} was overtaken or read amiss {_TRIES} times in a row"
+    )
 
 
 def acquire(space: Space, name: str, patience: Patience) -> Flow[Begun | None]:
@@ -109,7 +113,7 @@ def _sure(space: Space, effect: Effect, verb: str) -> Flow:  # type: ignore[type
     try:
         return (yield effect)
     except Exception as error:
-        space.counters[""].error(f"backend:{type(error).__name__}")
+        space.counters[""].error(f"backend:{cause_of(error)}")
         raise CacheConnectionError(
             f"namespace {space.name!r}: {verb} needs its backend {type(space.backend).__name__}, "
             f"which failed ({type(error).__name__}: {error})"

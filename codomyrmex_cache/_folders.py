@@ -15,7 +15,7 @@ from codomyrmex_cache.errors import CacheConfigurationError
 
 __all__ = [
     "check_private", "default_directory", "is_on_network", "lock_file", "make_private_folder", "namespace_directory",
-    "state_directory", "tag_as_cache",
+    "state_directory", "sync_folder", "tag_as_cache",
 ]  # fmt: skip
 
 _NAME = "codomyrmex_cache"
@@ -119,6 +119,15 @@ def lock_file(descriptor: int, *, wait: bool, seconds: float | None = None) -> b
         if time.monotonic() >= deadline:
             return False
         time.sleep(_LOCK_PAUSE)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in the folder survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def tag_as_cache(folder: Path) -> None:

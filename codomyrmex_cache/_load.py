@@ -229,11 +229,15 @@ def _settle(space: Space, request: Request, flight: Flight, terms: Terms, packed
     if begun is None:
         yield from write(space, request.key, packed, request.counters)
         if flight.fenced:  # invalidated while it was being written: which came first, the backend alone knows
-            yield Call("delete", (stored,))
+            try:
+                yield Call("delete", (stored,))
+            except Exception as error:
+                space.backend_failed("delete", error, request.counters)
         return False
     try:
         written = yield Call("commit", (stored, packed, terms.names, begun))
     except Exception as error:
+        yield from release(space, stored, begun, failed=True)  # others would wait for the lease
         space.backend_failed("set", error, request.counters)
         return False
     request.counters.add("sets", written)

@@ -59,7 +59,8 @@ def file_secret(root: Path) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
+    flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with open(os.open(path, flags), "rb") as file:
         found = os.fstat(file.fileno())
         secret = file.read(_SIZE + 1)
     if hasattr(os, "geteuid") and (found.st_uid != os.geteuid() or found.st_mode & 0o077):

@@ -87,8 +87,11 @@ class Space:
         return self.prefix + text.encode("utf-8", "surrogatepass")
 
     def text(self, stored: bytes) -> str:
-        """The key text behind a backend's key."""
-        return stored[len(self.prefix) :].decode("utf-8", "surrogatepass")
+        """The key text behind a backend's key; of one that is no text, something like it."""
+        try:
+            return stored[len(self.prefix) :].decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            return stored[len(self.prefix) :].decode("utf-8", "replace")
 
     def scopes(self, text: str) -> tuple[bytes, ...]:
         """The generations that every entry of this key depends on: its namespace's and its function's."""

@@ -183,7 +183,8 @@ def keys(space: Space, prefix: str, counters: Counters) -> Flow[list[str]]:
         space.backend_failed("list", error, counters)
         return []
     now = yield Now()
-    return [space.text(key) for key, expires_at in found if expires_at is None or now < expires_at]
+    fresh = [(key, space.text(key)) for key, expires_at in found if expires_at is None or now < expires_at]
+    return [text for key, text in fresh if space.stored(text) == key]  # else it is no text, and not ours
 
 
 def clear(

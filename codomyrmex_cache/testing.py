@@ -10,6 +10,12 @@ A backend of your own is tested by inheriting:
         def make_backend(self):
             return MyBackend()
 
+    class TestFaultsOfMyBackend(FaultConformance):
+        def make_backend(self):
+            return MyBackend()
+
+The last one wraps it in a `FaultyBackend`, which fails, delays and damages on demand, and asks whether answers stay right.
+
 The suites use plain `assert` and need no plugin; any runner that collects `test_*` methods of `Test*` classes will do.
 """
 
@@ -22,11 +28,20 @@ from threading import Barrier
 from typing import Any
 
 from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._fault_suite import FaultConformance
+from codomyrmex_cache._faults import Fault, FaultyBackend
 from codomyrmex_cache._suite import FakeClock, LoadSuite, Suite
 from codomyrmex_cache.backends.base import ClearsPrefix, Coordinates, StoresMany
 from codomyrmex_cache.decorator import cached
 
-__all__ = ["AsyncBackendConformance", "BackendConformance", "FakeClock"]
+__all__ = [
+    "AsyncBackendConformance",
+    "BackendConformance",
+    "FakeClock",
+    "Fault",
+    "FaultConformance",
+    "FaultyBackend",
+]
 
 ODD_KEYS = ("", " ", "a:b", "1:a:k", "*", "a*[b]?\\", "\x00", "\ud800", "ключ", "\U0001f511", "k" * 10_000)
 PLAIN_VALUES: tuple[Any, ...] = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import collections
 import contextlib
+import copyreg
 import dataclasses
 import datetime as dt
 import decimal
@@ -592,6 +593,16 @@ class StatefulModel(pydantic.BaseModel):
         return super().__getstate__()
 
 
+class SlottedModel(pydantic.BaseModel):
+    __slots__ = ("more",)
+    x: int = 1
+
+
+@dataclasses.dataclass
+class Registered:
+    x: int
+
+
 class Slotless:
     pass
 
@@ -617,13 +628,19 @@ class SubModel(Inner):
 @pytest.mark.parametrize(
     "make",
     [lambda: Reduced(1), lambda: Stateful(1), lambda: Made(1), lambda: Final(1), lambda: Reading(1), lambda: Odd(1),
-     ListLike, StatefulModel, Slotless, lambda: OwnEnum.A, _own_point],
+     ListLike, StatefulModel, SlottedModel, Slotless, lambda: OwnEnum.A, _own_point],
 )  # fmt: skip
 def test_classes_that_ask_for_more_than_attributes_are_left_to_pickle(make: Callable[[], Any]) -> None:
     value = make()
     with pytest.raises(CacheCodecError):
         Coder("safe", signed=True, types=Types(type(value))).dumps(value)
     assert Coder("auto", signed=True, types=Types(type(value))).dumps(value)[0] == PICKLE
+
+
+def test_a_class_with_a_reducer_that_was_registered_is_left_to_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(Types(Registered)) == {Registered}
+    monkeypatch.setitem(copyreg.dispatch_table, Registered, lambda value: (Registered, (value.x + 1,)))
+    assert set(Types(Registered)) == set()
 
 
 def test_a_subclass_must_be_named_itself() -> None:
@@ -654,8 +671,9 @@ def test_a_class_that_changed_is_noticed() -> None:
 
 def test_two_classes_under_one_name_are_both_left_out() -> None:
     first, second = (_named_alike(dataclasses.make_dataclass, "Order", [("a", int)]) for _ in range(2))
-    with pytest.raises(CacheCodecError, match="not plain data"):
-        Coder(signed=False, types=Types(first, second)).dumps(first(1))
+    for kind in (first, second):
+        with pytest.raises(CacheCodecError, match="not plain data"):
+            Coder(signed=False, types=Types(first, second)).dumps(kind(1))
 
 
 @pytest.mark.parametrize("members", [{"RED": 2}, {"RED": True}, {"RED": "1"}, {"BLUE": 1}])
@@ -1002,7 +1020,11 @@ RAN: list[str] = []
 
 class Planted:
     def __reduce__(self) -> Any:
-        return RAN.append, ("ran",)
+        return _run, ("ran",)
+
+
+def _run(word: str) -> None:
+    RAN.append(word)
 
 
 OTHERS = [
@@ -1014,12 +1036,18 @@ OTHERS = [
 
 @pytest.mark.parametrize("coder", OTHERS)
 def test_a_planted_pickle_runs_nothing(coder: Coder) -> None:
-    stored = pickle.dumps(Planted())
+    _, frames = Coder("pickle", signed=True).dumps(Planted())
+    stored = bytes(frames[0])
     for codec in range(256):
-        for frames in ([stored], [b"t" + stored], [zlib.compress(stored)], _packed([stored]), [stored, stored]):
+        for planted in ([stored], [b"t" + stored], [zlib.compress(stored)], _packed([stored]), [stored, stored]):
             with pytest.raises(CacheCodecError):
-                coder.loads(codec, frames)
+                coder.loads(codec, planted)
     assert RAN == []
+    try:
+        Coder("auto", signed=True).loads(PICKLE, [stored])
+        assert RAN == ["ran"]  # what is planted here would have run
+    finally:
+        RAN.clear()
 
 
 def test_pickle_needs_a_secret() -> None:
@@ -1111,9 +1139,18 @@ def test_what_is_small_or_does_not_shrink_stays(algorithm: int) -> None:
     noise = random.Random(1).randbytes(50_000)
     for value in ("x" * 999, noise, "short"):
         assert coder.dumps(value) == Coder(signed=False).dumps(value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(_compression, "_compressor")  # the sample tells enough
+        coder.dumps(noise)
     half = noise[:1500] + bytes(600)  # the sample shrinks, but not what is made of it
     codec, frames = Coder(signed=False, compress_above=0).dumps(half)
     assert Coder(signed=False, compress_above=0).loads(codec, frames) == half
+
+
+def test_frames_that_would_become_larger_stay(algorithm: int) -> None:
+    noise = random.Random(1)
+    frames: list[Buffer] = [bytes(300), *(noise.randbytes(299) for _ in range(50))]  # the sample is of the longest
+    assert _compression.compressed(frames, 0) == (0, frames)
 
 
 def test_millions_of_bytes_take_many_steps(algorithm: int) -> None:

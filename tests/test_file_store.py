@@ -61,12 +61,41 @@ def test_a_large_payload_has_a_file_of_its_own_and_loses_it_with_its_entry(backe
     assert _query(backend, "SELECT value FROM meta WHERE name = 'large'") == [(0,)]
 
 
-def test_what_is_deleted_is_unlinked_by_the_next_round(backend: FileBasedBackend) -> None:
+def test_what_is_deleted_or_replaced_by_something_small_is_unlinked(backend: FileBasedBackend) -> None:
     backend.set(b"k", Entry(LARGE))
     assert backend.delete(b"k") is True
-    backend._upkeep.round(0.0)
+    assert _files(backend) == []
+    backend.set(b"k", Entry(LARGE))
+    backend.set(b"k", Entry(b"small"))
+    assert _files(backend) == []
+    backend.set(b"k", Entry(LARGE))
+    assert backend.quick_set(b"k", b"small", None, 0.0) is True
     assert _files(backend) == []
     assert _query(backend, "SELECT * FROM garbage") == []
+
+
+def test_a_first_error_on_a_sound_database_is_not_believed(backend: FileBasedBackend) -> None:
+    backend.set(b"k", Entry(b"v"))
+    identity = backend._database.identity
+    for expected in (True, True, False):
+        backend._database._doubted = {each: -1.0 for each in backend._database._doubted if not expected}  # a second later
+        error = sqlite3.OperationalError("attempt to write a readonly database")
+        error.sqlite_errorcode = sqlite3.SQLITE_READONLY
+        with pytest.raises(sqlite3.OperationalError), backend._database.reading():
+            raise error
+        assert (backend._database.look() == identity) is expected
+        assert backend.get(b"k") is not None
+
+
+def test_a_writer_that_waited_while_the_database_was_replaced_writes_to_the_new_one(backend: FileBasedBackend) -> None:
+    backend.set(b"k", Entry(b"v"))
+    handle = backend._database.take()
+    backend._database.give(handle)
+    with _salvage.alone(backend.directory, 0.0):
+        _salvage.salvage(backend.directory, str(backend.directory / "entries.sqlite3"))
+    assert backend.quick_set(b"l", b"new", None, 0.0) is False  # written to the old one, which is lost
+    backend.set(b"l", Entry(b"new"))
+    assert _query(backend, "SELECT key FROM entries ORDER BY key") == [(b"k",), (b"l",)]
 
 
 def test_a_large_payload_that_is_not_stored_leaves_no_file(backend: FileBasedBackend) -> None:
@@ -346,6 +375,7 @@ def test_durability_decides_what_is_written_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Any, synchronous: int
 ) -> None:
     backend = FileBasedBackend(tmp_path, durability=durability)
+    backend.set(b"first", Entry(b"v"))
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
     backend.set(b"k", Entry(LARGE))
@@ -408,7 +438,7 @@ def test_the_short_way_is_taken_and_agrees_with_the_long_one(tmp_path: Path, mon
     clock = FakeClock()
     cache = CacheManager(directory=tmp_path, secret=SECRET, clock=clock).get_cache("x", backend="file_based")
     cache.has("k")  # the first use opens the database
-    monkeypatch.setattr("codomyrmex_cache.cache.verbs.store", lambda *_: pytest.fail("the long way to set"))
+    monkeypatch.setattr("codomyrmex_cache.cache.verbs.store", lambda *_, **__: pytest.fail("the long way to set"))
     values = ["x", b"x", 1, 1.5, True, None, [1, (2,)], {"a": {1: 2}}, (), ""]
     for number, value in enumerate(values):
         cache.set(f"{number}", value, ttl=10 if number % 2 else None)

@@ -9,14 +9,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from errno import ENOENT
+from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import Literal, TypeVar
 from urllib.parse import quote
 
-from codomyrmex_cache._folders import check_private, is_on_network, make_private_folder, tag_as_cache
+from codomyrmex_cache._folders import check_private, is_on_network, make_private_folder, sync_folder, tag_as_cache
 from codomyrmex_cache._fork import renew_after_fork
-from codomyrmex_cache.backends._salvage import alone, check_schema, create, is_damage, remove_draft, salvage
+from codomyrmex_cache.backends._salvage import (
+    alone,
+    check_schema,
+    create,
+    is_damage,
+    is_doubtful,
+    is_sound,
+    remove_draft,
+    salvage,
+)  # fmt: skip
 
 __all__ = ["BUSY_SECONDS", "Database", "Durability", "Handle"]
 
@@ -32,6 +43,11 @@ _LOOK_SECONDS = 0.05
 _FORK_PAUSE = 0.0002
 """Between two looks whether the last use of SQLite has ended, so that the process can be forked."""
 
+_REMOVALS = 3
+"""Times that a database is opened again because its folder has just been removed."""
+
+_DOUBT_SECONDS = 1.0
+
 _CACHE_KIBIBYTES = 8192
 """Pages kept by each connection."""
 
@@ -43,14 +59,24 @@ Identity = tuple[int, int] | None
 class Handle:
     """A connection and a cursor of its own, used by one thread at a time.  `file` is what it was opened on."""
 
-    __slots__ = ("connection", "execute", "executemany", "file")
+    __slots__ = ("connection", "cursor", "execute", "executemany", "file")
 
     def __init__(self, connection: sqlite3.Connection, file: Identity) -> None:
-        cursor = connection.cursor()  # making one for each statement costs a tenth of a point read
         self.connection = connection
-        self.execute = cursor.execute
-        self.executemany = cursor.executemany
+        self.cursor = connection.cursor()  # making one for each statement costs a tenth of a point read
+        self.execute = self.cursor.execute
+        self.executemany = self.cursor.executemany
         self.file = file
+
+    def close(self) -> None:
+        """Roll back and close.
+
+        Closing the connection alone leaves it open, with its transaction and its locks, as long as somebody holds a statement
+        of it: the cursor, in a traceback, say.
+        """
+        for step in (self.cursor.close, self.connection.rollback, self.connection.close):
+            with suppress(sqlite3.Error):
+                step()
 
 
 class Database:
@@ -70,6 +96,7 @@ class Database:
         self.idle: deque[Handle] = deque()
         self._count = 0  # of handles, idle or not
         self.identity: Identity = None
+        self._doubted: dict[Identity, float] = {}  # which was found damaged and then not, and when first
         self._ready: Identity = None  # for which `opened` has been called
         self.look_again = 0.0
         self.halted = False  # while a fork is under way
@@ -122,8 +149,7 @@ class Database:
         """Close it, which rolls its transaction back."""
         with self._counting:
             self._count -= 1
-        with suppress(sqlite3.Error):
-            handle.connection.close()
+        handle.close()
 
     @contextmanager
     def reading(self) -> Iterator[Handle]:
@@ -139,10 +165,29 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Handle]:
         """The same in a transaction, which is committed at the end of the block."""
-        with self.turn(), self.reading() as handle:
-            handle.execute("BEGIN IMMEDIATE")
-            yield handle
-            handle.execute("COMMIT")
+        with self.turn():
+            handle = self._begun()
+            try:
+                yield handle
+                handle.execute("COMMIT")
+            except BaseException as error:
+                self.failed(handle, error)
+                raise
+            self.idle.append(handle)
+
+    def _begun(self) -> Handle:
+        """A handle in a transaction; what is written to a database that was replaced meanwhile would be lost."""
+        for _ in range(_REMOVALS):
+            handle = self.take()
+            try:
+                handle.execute("BEGIN IMMEDIATE")
+            except BaseException as error:
+                self.failed(handle, error)
+                raise
+            if self.look() == handle.file:
+                return handle
+            self.drop(handle)
+        raise FileNotFoundError(ENOENT, "it is being removed again and again", self.file)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -156,15 +201,22 @@ class Database:
 
     def failed(self, handle: Handle, error: BaseException) -> None:
         """Drop the handle, and replace the database if it is damaged."""
-        self.drop(handle)
-        if is_damage(error, self.file):
-            self._replace(handle.file, error)
+        handle.close()
+        try:
+            if is_damage(error):
+                self._replace(handle.file, error)
+        finally:  # until then no fork: a child would inherit the lock on the folder
+            with self._counting:
+                self._count -= 1
 
     def close(self) -> None:
         """Close what is idle; a later use opens anew."""
+        self._drop_idle()
+        self._ready = None
+
+    def _drop_idle(self) -> None:
         while (handle := self.take_idle()) is not None:
             self.drop(handle)
-        self._ready = None
 
     def look(self) -> Identity:
         """Device and inode of the database, `None` if there is none: the folder may have been removed and made anew."""
@@ -200,24 +252,41 @@ class Database:
         return handle
 
     def _connect(self) -> Handle:
-        if self.look() is None:
-            self._create()
+        if not os.path.lexists(self.file):
+            make_private_folder(self.folder)
         check_private(self.folder)
-        before = self.look()
+        identity: Identity = None
+        try:
+            # Alone, because SQLite opens the database first and its log and the memory that it shares with others after that,
+            # by their names: it must not be another's by then, which it would truncate under their feet.
+            with alone(self.folder, BUSY_SECONDS):
+                if self.look() is None:
+                    create(self.folder, self.file)
+                    if self._durability == "power":
+                        sync_folder(self.folder)
+                        sync_folder(self.folder.parent)
+                    with suppress(OSError):
+                        tag_as_cache(self.folder)
+                identity = self.look()
+                return self._connected(identity)
+        except BaseException as error:
+            if identity is not None and is_damage(error):  # else it was the making of it that failed
+                self._replace(identity, error)
+            raise
+
+    def _connected(self, identity: Identity) -> Handle:
         connection = sqlite3.connect(
             f"file:{quote(self.file)}?mode=rw", uri=True,
             timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=64,
         )  # fmt: skip
+        handle = Handle(connection, identity)
         try:
-            if self.look() != before:
-                raise sqlite3.OperationalError("database is locked: it was replaced while it was opened")
-            handle = Handle(connection, before)
             self._configure(handle)
             check_schema(connection, self.file)
-        except BaseException as error:
-            connection.close()
-            if is_damage(error, self.file):
-                self._replace(before, error)
+            if self.look() != identity:
+                raise FileNotFoundError(ENOENT, "it was removed while it was opened", self.file)
+        except BaseException:
+            handle.close()
             raise
         return handle
 
@@ -232,26 +301,31 @@ class Database:
         handle.execute("PRAGMA trusted_schema = OFF")  # functions in planted triggers do not run
         handle.execute("PRAGMA cell_size_check = ON")
 
-    def _create(self) -> None:
-        make_private_folder(self.folder)
-        check_private(self.folder)
-        with suppress(OSError):
-            tag_as_cache(self.folder)
-        with alone(self.folder, BUSY_SECONDS):
-            if not os.path.lexists(self.file):  # else another process was faster
-                create(self.folder, self.file)
-
     def _replace(self, identity: Identity, error: BaseException) -> None:
         """Set the damaged database aside and put what can be read of it into a new one; by one process, the others wait."""
         with suppress(OSError, sqlite3.Error), alone(self.folder, BUSY_SECONDS):
             self.look()
             if self.identity != identity:
                 return  # done by another
+            if is_doubtful(error) and self._doubts(identity, error):
+                return
             kept = salvage(self.folder, self.file)
             logger.warning(
                 "%s is damaged (%s): set aside, %d entries kept in a new database", self.file, error, kept
             )  # fmt: skip
         self.look()
+
+    def _doubts(self, identity: Identity, error: BaseException) -> bool:
+        """Whether the error may have another cause than damage.  For a second only: then it is believed."""
+        now = time.monotonic()
+        since = self._doubted.setdefault(identity, now)
+        self._doubted = {identity: since}
+        if now - since > _DOUBT_SECONDS:
+            return False
+        self._drop_idle()
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY and self._count > 1:
+            return True  # all handles of a process share how SQLite could open its memory, and others are in use
+        return is_sound(self.file)
 
     # SQLite keeps book in its own memory of the locks that a process holds.  A child forked in the middle of a transaction
     # inherits that book, and finds its database locked for ever by a transaction that it does not have.  It also inherits
@@ -288,12 +362,15 @@ def _warn_of_network(folder: Path) -> None:
 
 
 def _retry_while_locked(connect: Callable[[], T]) -> T:
-    """Switching a new database to WAL fails at once, without SQLite's own waiting, while another process does the same."""
+    """Recovering a log fails at once, without SQLite's own waiting, while another process does the same; so does opening
+    what somebody is removing."""
     deadline = time.monotonic() + BUSY_SECONDS
-    while True:
+    for removals in count():
         try:
             return connect()
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
+        except (sqlite3.OperationalError, FileNotFoundError) as error:
+            removed = isinstance(error, FileNotFoundError) or error.sqlite_errorcode == sqlite3.SQLITE_CANTOPEN
+            if time.monotonic() > deadline or not ((removed and removals < _REMOVALS) or "locked" in str(error)):
                 raise
             time.sleep(0.005)
+    raise AssertionError

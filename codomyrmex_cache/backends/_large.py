@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from codomyrmex_cache._chunks import Buffer, Chunks
-from codomyrmex_cache._folders import lock_file, make_private_folder
+from codomyrmex_cache._folders import check_private, lock_file, make_private_folder, sync_folder
 from codomyrmex_cache.envelope import HEAD_SIZE
 
 __all__ = ["LargeFiles", "Written"]
@@ -75,7 +75,7 @@ class LargeFiles:
                 os.fsync(descriptor)
             os.rename(draft, self._path(number))
             if self._durable:
-                self._sync_folder()
+                sync_folder(self._folder)
         except BaseException:
             for path in (draft, self._path(number)):
                 with suppress(OSError):
@@ -140,6 +140,7 @@ class LargeFiles:
                 descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | _FLAGS, 0o600)
             except FileNotFoundError:
                 make_private_folder(self._folder)
+                check_private(self._folder)
                 continue
             try:
                 os.fchmod(descriptor, 0o600)  # the umask may have taken the owner's rights
@@ -151,13 +152,6 @@ class LargeFiles:
                     os.unlink(draft)
                 os.close(descriptor)
                 raise
-            os.close(descriptor)
-
-    def _sync_folder(self) -> None:
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
             os.close(descriptor)
 
 

@@ -9,11 +9,19 @@ __all__ = ["BEGIN", "COMMIT", "DISCARD", "END", "RENEW", "REPLACE"]
 
 BEGIN = b"""
 -- KEYS: entry, lease, last token, generations...   ARGV: life of the lease (0: none), new generation, life of a generation
-local reply = {redis.call('GET', KEYS[1]), 0, 0, 0}
+local function ours(command, key, ...)  -- what somebody else has put under our key goes
+  local found = redis.pcall(command, key, ...)
+  if type(found) == 'table' and found.err then
+    redis.call('DEL', key)
+    found = redis.call(command, key, ...)
+  end
+  return found
+end
+local reply = {ours('GET', KEYS[1]), 0, 0, 0}
 local generations = {}
-for i = 4, #KEYS do generations[i - 3] = redis.call('GET', KEYS[i]) or '' end
+for i = 4, #KEYS do generations[i - 3] = ours('GET', KEYS[i]) or '' end
 if ARGV[1] ~= '0' then
-  local held = redis.call('HMGET', KEYS[2], 't', 'f', 'g')
+  local held = ours('HMGET', KEYS[2], 't', 'f', 'g')
   reply[4] = held[2] or 0
   if held[1] and held[3] == table.concat(generations) then
     reply[3] = held[1]
@@ -31,8 +39,13 @@ for i = 4, #KEYS do
   reply[i + 1] = generations[i - 3]
 end
 if ARGV[1] ~= '0' then
-  reply[2] = redis.call('INCR', KEYS[3])
-  redis.call('HSET', KEYS[2], 't', reply[2], 'g', table.concat(generations))
+  reply[2] = ours('INCR', KEYS[3])
+  if reply[2] == 1 then  -- lost or new: from the microseconds on, so that tokens grow all the same
+    local now = redis.call('TIME')
+    reply[2] = now[1] * 1000000 + now[2]
+    redis.call('SET', KEYS[3], string.format('%.0f', reply[2]))
+  end
+  redis.call('HSET', KEYS[2], 't', string.format('%.0f', reply[2]), 'g', table.concat(generations))
   redis.call('PEXPIRE', KEYS[2], ARGV[1])
 end
 return reply

@@ -4,6 +4,8 @@ An entry's row holds its sealed bytes, or, if they are many, their head and the 
 ceases to name a file puts its number into `garbage` in the same transaction, to be unlinked afterwards.  `seq` grows with each
 new entry, so it is the order in which eviction looks at entries; those in `visited` it gives another turn.
 
+What decides about loads is checked when it is written, so that nothing of another type is kept of a damaged database.
+
 The triggers do what belongs to every write of a value, so that a plain write is one statement: it drops the generation of its
 key.  `visited` is a table of its own because marking rows where they are would rewrite a page for each.
 """
@@ -32,13 +34,15 @@ CREATE TABLE garbage (file INTEGER PRIMARY KEY)
 
 CREATE TABLE visited (seq INTEGER PRIMARY KEY)
 
-CREATE TABLE generations (name BLOB PRIMARY KEY, value BLOB NOT NULL, used REAL NOT NULL) WITHOUT ROWID
+CREATE TABLE generations (name BLOB PRIMARY KEY, value BLOB NOT NULL, used REAL NOT NULL,
+    CHECK (typeof(value) = 'blob' AND typeof(used) = 'real')) WITHOUT ROWID
 
 CREATE TABLE leases (key BLOB PRIMARY KEY,
     token INTEGER NOT NULL, since REAL NOT NULL, until REAL NOT NULL, failed INTEGER NOT NULL,
     generations BLOB NOT NULL) WITHOUT ROWID
 
-CREATE TABLE tokens (id INTEGER PRIMARY KEY, last INTEGER NOT NULL)
+CREATE TABLE tokens (id INTEGER PRIMARY KEY, last INTEGER NOT NULL,
+    CHECK (typeof(last) = 'integer' AND last BETWEEN 0 AND 1 << 61))
 
 CREATE TRIGGER fence_new AFTER INSERT ON entries
     BEGIN DELETE FROM generations WHERE name = CAST('k' || NEW.key AS BLOB); END

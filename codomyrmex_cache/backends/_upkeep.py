@@ -10,7 +10,6 @@ Entries, if they have a bound, are counted when so many new ones have come that 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
@@ -104,7 +103,7 @@ class Upkeep:
         self._writes, self._bytes = 0, 0
         self._rounds += 1
         evicted: list[bytes] = []
-        with suppress(sqlite3.Error, OSError):
+        with suppress(Exception):  # whatever a damaged database may cause
             with self._database.writing() as handle:
                 handle.execute(_SWEEP, (now, _AT_ONCE))
                 if self._rounds % _RARELY == 1:
@@ -119,19 +118,20 @@ class Upkeep:
                 listener(key)
 
     def collect(self) -> None:
-        """Unlink the files that no row names any more."""
-        while True:
-            with self._database.reading() as handle:
-                numbers = [number for (number,) in handle.execute("SELECT file FROM garbage LIMIT ?", (_AT_ONCE,)).fetchall()]
-            if not numbers:
-                return
-            self._large.unlink(numbers)
-            with self._database.writing() as handle:
-                handle.executemany("DELETE FROM garbage WHERE file = ?", [(number,) for number in numbers])
+        """Unlink the files that no row names any more.  A failure is left to the next time."""
+        with suppress(Exception):
+            while True:
+                with self._database.reading() as handle:
+                    numbers = [number for (number,) in handle.execute(_GARBAGE, (_AT_ONCE,)).fetchall()]
+                if not numbers:
+                    return
+                self._large.unlink(numbers)
+                with self._database.writing() as handle:
+                    handle.executemany("DELETE FROM garbage WHERE file = ?", [(number,) for number in numbers])
 
     def opened(self, handle: Handle) -> None:
         """Remove the files that dead processes have left, and see how full the store is."""
-        named = "SELECT 1 FROM entries WHERE file = ?1 UNION ALL SELECT 1 FROM garbage WHERE file = ?1"
+        named = "SELECT 1 FROM entries WHERE file = ?"  # those in `garbage` are named no more
         self._large.sweep(lambda number: handle.execute(named, (number,)).fetchall() != [])
         self._note(self._used(handle), self._at_most(handle)[0])
 
@@ -208,11 +208,12 @@ class Upkeep:
     def _write_down(self) -> None:
         """What a process that only reads has read."""
         seen, self.visited = self.visited, set()
-        with suppress(sqlite3.Error, OSError), self._database.writing() as handle:
+        with suppress(Exception), self._database.writing() as handle:
             handle.executemany("INSERT OR IGNORE INTO visited VALUES (?)", [(seq,) for seq in seen])
 
 
 _PAGES = ("page_count", "freelist_count", "page_size")
+_GARBAGE = "SELECT file FROM garbage LIMIT ?"
 _SWEEP = "DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE expires_at <= ? LIMIT ?)"
 _OLDEST = (
     "SELECT seq, key, coalesce(size, 0) + length(key) + length(value), "

@@ -54,6 +54,9 @@ _WRITERS = 4
 _CLOCK_STEP = 1.0
 """Seconds by which the clocks of two processes of one machine may differ, by reading them at different moments."""
 
+_LONGEST_LEASE = 61.0
+"""Seconds from now at most that the end of a lease lies ahead."""
+
 _TRIES = 5
 """Of a read whose file is replaced between the look at its row and the look at the file."""
 
@@ -167,19 +170,24 @@ class FileBasedBackend:
         if not database.writing_lock.acquire(blocking=False):
             return False
         try:
-            database.look()  # what goes to a file that was removed is lost
             handle = database.take_soon()
             if handle is None:
                 return False
+            before = handle.connection.total_changes
             try:
                 handle.execute(QUICK_PUT, (bytearray(key), expires_at, bytearray(value)))
             except BaseException as error:
                 database.failed(handle, error)
                 raise
+            changes = handle.connection.total_changes - before
             database.idle.append(handle)
+            if database.look() is not handle.file:
+                return False  # it went to a database that was removed or replaced, and is lost
         finally:
             database.writing_lock.release()
         self._upkeep.wrote(1, len(value), now)
+        if changes > _CHANGES:
+            self._upkeep.collect()
         return True
 
     def set(self, key: bytes, entry: Entry) -> None:
@@ -194,7 +202,8 @@ class FileBasedBackend:
 
     def scan(self, prefix: bytes) -> list[tuple[bytes, float | None]]:
         with self._database.reading() as handle:
-            return handle.execute(SCAN, _range(prefix)).fetchall()
+            rows = handle.execute(SCAN, _range(prefix)).fetchall()
+        return [(key, expires_at if isinstance(expires_at, float) else None) for key, expires_at in rows]
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
         found = ((key, self.get(key)) for key in keys)
@@ -213,6 +222,9 @@ class FileBasedBackend:
         try:
             for key, entry in entries.items():
                 if isinstance(entry.value, Chunks) or len(entry.value) >= _LARGE:
+                    if not files:
+                        with self._database.reading():
+                            pass  # the folder is there, and is nobody else's
                     files[key] = self._large.write(entry.value)
             with self._database.writing() as handle:
                 yield handle, files
@@ -227,13 +239,14 @@ class FileBasedBackend:
         for entry in entries.values():
             self._upkeep.wrote(len(entries), size, entry.created)
             break
-        if files:
-            self._upkeep.collect()
+        self._upkeep.collect()
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
         with self._database.writing() as handle:
             handle.executemany(DROP, [(generation_name("k", key),) for key in keys])
-            return handle.executemany("DELETE FROM entries WHERE key = ?", [(key,) for key in keys]).rowcount
+            count = handle.executemany("DELETE FROM entries WHERE key = ?", [(key,) for key in keys]).rowcount
+        self._upkeep.collect()
+        return count
 
     def clear(self, prefix: bytes) -> int:
         with self._database.writing() as handle:
@@ -268,19 +281,21 @@ class FileBasedBackend:
             generations = tuple(_generation(handle, name, now) for name in names)
             if not seconds:
                 return Begun(None, generations), row
-            failed = handle.execute("SELECT failed FROM leases WHERE key = ?", (key,)).fetchone()
-            last = handle.execute("SELECT MAX(last) FROM tokens").fetchone()[0] or 0
+            failed = _whole(handle.execute("SELECT failed FROM leases WHERE key = ?", (key,)).fetchone())
+            last = _whole(handle.execute("SELECT last FROM tokens WHERE id = 1").fetchone())
             token = max(last + 1, int(now * _TOKENS))
             handle.execute("INSERT OR REPLACE INTO tokens VALUES (1, ?)", (token,))
-            lease = (key, token, now, now + seconds, failed[0] if failed else 0, b"".join(generations))
+            lease = (key, token, now, now + seconds, failed, b"".join(generations))
             handle.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)", lease)
             return Begun(None, generations, token, 0, lease[4]), row
 
     def _busy(self, handle: Handle, key: bytes, names: Sequence[bytes]) -> tuple[Begun, Any] | None:
         row = handle.execute(LEASE, (key,)).fetchone()
         now = self._clock()
-        if row is None or not row[0] or not row[1] - _CLOCK_STEP <= now < row[2]:  # a clock set back ends leases, too
+        if row is None or tuple(map(type, row)) != _LEASE_TYPES or not row[0]:
             return None
+        if not row[1] - _CLOCK_STEP <= now < row[2] <= now + _LONGEST_LEASE:
+            return None  # it has ended, or the clock was set back, or it is damaged
         if b"".join(value or b"" for value in _values(handle, names)) != row[4]:  # invalidated: doomed
             return None
         return Begun(None, (), 0, row[0], row[3]), handle.execute(GET, (key,)).fetchone()
@@ -389,6 +404,12 @@ class FileBasedBackend:
 _TOKENS = 1_000_000
 """Tokens begin with the microseconds of the clock, so that they also grow over a database that was lost."""
 
+_LAST_TOKEN = 1 << 61
+_LEASE_TYPES = (int, float, float, int, bytes)
+
+_CHANGES = 2
+"""Rows changed by a write over an entry without a file: its own, and the generation of its key."""
+
 _FILE_OF = "SELECT file FROM entries WHERE key = ?"
 _DELETE = "DELETE FROM entries WHERE key = ?"
 _WHOLE_GENERATION = "SELECT name, value, used FROM generations WHERE name = ?"
@@ -408,11 +429,17 @@ def _values(handle: Handle, names: Sequence[bytes]) -> list[bytes | None]:
 
 def _generation(handle: Handle, name: bytes, now: float) -> bytes:
     row = handle.execute("SELECT value, used FROM generations WHERE name = ?", (name,)).fetchone()
-    if row is None:
+    if row is None or type(row[0]) is not bytes or type(row[1]) is not float:
         row = (os.urandom(8), -KEPT_SECONDS)
     if now - row[1] > KEPT_SECONDS / 24 or row[1] > now:
         handle.execute("INSERT OR REPLACE INTO generations VALUES (?, ?, ?)", (name, row[0], now))
-    return bytes(row[0])
+    return row[0]  # type: ignore[no-any-return]
+
+
+def _whole(row: tuple[object] | None) -> int:
+    """The number in the row; 0 if there is none, or none that was written by us."""
+    number = None if row is None else row[0]
+    return number if type(number) is int and 0 <= number < _LAST_TOKEN else 0
 
 
 def _range(prefix: bytes) -> tuple[bytes, bytes]:
