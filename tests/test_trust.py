@@ -7,7 +7,7 @@ import logging
 import pickle
 import sqlite3
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -44,8 +44,19 @@ class Stranger:
     name: str = "?"
 
 
+_managers: list[CacheManager] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while _managers:
+        _managers.pop().close()
+
+
 def _cache(folder: Path, **options: Any) -> Cache:
-    return CacheManager(directory=folder, secret=SECRET).get_cache("x", backend="file_based", **options)
+    _managers.append(CacheManager(directory=folder, secret=SECRET))
+    return _managers[-1].get_cache("x", backend="file_based", **options)
 
 
 def _stored(folder: Path) -> list[bytes]:

@@ -138,6 +138,7 @@ class Database:
                 with self._turnstile:
                     continue
             if handle.file == self.identity:
+                handle.file = self.identity
                 return handle
             self.drop(handle)
 
