@@ -19,19 +19,19 @@ _LARGE = 4096
 """Bytes from which memory becomes a frame of its own, which saves one copy on each side but costs a frame."""
 
 
-def pickled(value: object, large: float = _LARGE) -> list[Buffer]:
-    """The main frame, and a frame for each memory of at least `large` bytes, which the value goes on to share.
+def pickled(value: object) -> list[Buffer]:
+    """The main frame, and a frame for each large memory, which the value goes on to share.
 
     Raises:
         CacheCodecError: neither pickle nor cloudpickle takes the value, or one would lose something of it.
     """
     try:
-        return _written(_Careful, value, large)
+        return _written(_Careful, value)
     except CacheCodecError:
         raise
     except Exception as first:  # local classes and lambdas: cloudpickle writes them by value
         try:
-            return _written(_by_value(), value, large)
+            return _written(_by_value(), value)
         except CacheCodecError:
             raise
         except Exception as error:  # state and reducers are user code
@@ -69,12 +69,12 @@ class _Wary(pickle.Unpickler):
         return found
 
 
-def _written(pickler: Callable[..., _Careful], value: object, large: float) -> list[Buffer]:
+def _written(pickler: Callable[..., _Careful], value: object) -> list[Buffer]:
     main, frames = io.BytesIO(), list[Buffer]()
 
     def take(buffer: pickle.PickleBuffer) -> bool:
         memory = buffer.raw()
-        if memory.nbytes < large:
+        if memory.nbytes < _LARGE:
             memory.release()
             return True  # stays in the main frame
         frames.append(memory.toreadonly())

@@ -33,8 +33,6 @@ __all__ = [
     "Coder",
     "Types",
     "UnnamedTypeError",
-    "dumps",
-    "loads",
     "safe_dumps",
     "safe_loads",
     "types_of",
@@ -227,32 +225,3 @@ def _compressed(codec: int, frames: list[Buffer], above: int) -> tuple[int, list
 
     algorithm, frames = compressed(frames, above)
     return codec | algorithm << _FORMAT_BITS, frames
-
-
-def dumps(value: object, *, allow_pickle: bool) -> tuple[int, bytes]:
-    """Codec id and bytes of a value, in one piece.
-
-    Args:
-        value: anything.
-        allow_pickle: whether the bytes will be signed, so that a pickle may be written.
-
-    Raises:
-        CacheCodecError: it is not plain data and pickle is not allowed or cannot.
-    """
-    from codomyrmex_cache._pickling import pickled
-
-    try:
-        return SAFE, safe_dumps(value)
-    except CacheCodecError as error:
-        if not allow_pickle:
-            raise CacheCodecError(f"{error}; a backend without a secret stores plain data only") from error
-    return PICKLE, bytes(pickled(value, large=float("inf"))[0])
-
-
-def loads(codec: int, payload: bytes, *, allow_pickle: bool) -> Any:
-    """The value of `payload`.
-
-    Raises:
-        CacheCodecError: for an unknown codec, for pickle where it is not allowed, and for bytes that do not decode.
-    """
-    return Coder(signed=allow_pickle).loads(codec, [payload])

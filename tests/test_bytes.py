@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codomyrmex_cache import CacheManager, Entry
-from codomyrmex_cache.codecs import PICKLE, SAFE, dumps, loads, safe_dumps, safe_loads
+from codomyrmex_cache.codecs import PICKLE, SAFE, Coder, safe_dumps, safe_loads
 from codomyrmex_cache.envelope import Seal
 from codomyrmex_cache.errors import CacheCodecError, EnvelopeError
 from tests.conftest import Server
@@ -69,16 +69,16 @@ def test_the_safe_codec_refuses_what_it_would_change(value: Any) -> None:
     with pytest.raises(CacheCodecError):
         safe_dumps(value)
     with pytest.raises(CacheCodecError, match="without a secret"):
-        dumps(value, allow_pickle=False)
+        Coder(signed=False).dumps(value)
 
 
 def test_pickle_takes_the_rest_and_only_where_allowed() -> None:
-    codec, payload = dumps(Mine([1]), allow_pickle=True)
-    assert (codec, type(loads(codec, payload, allow_pickle=True))) == (PICKLE, Mine)
+    codec, frames = Coder(signed=True).dumps(Mine([1]))
+    assert (codec, type(Coder(signed=True).loads(codec, frames))) == (PICKLE, Mine)
     with pytest.raises(CacheCodecError):
-        loads(codec, payload, allow_pickle=False)
-    local = dumps(lambda: 3, allow_pickle=True)
-    assert loads(*local, allow_pickle=True)() == 3
+        Coder(signed=False).loads(codec, frames)
+    local = Coder(signed=True).dumps(lambda: 3)
+    assert Coder(signed=True).loads(*local)() == 3
 
 
 @given(st.binary() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda data: json.dumps(data).encode()))
