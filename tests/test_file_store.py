@@ -253,6 +253,19 @@ def test_a_process_that_only_reads_keeps_what_it_reads(tmp_path: Path) -> None:
     reader.close()
 
 
+def test_notes_of_reads_do_not_outlive_what_was_read(backend: FileBasedBackend) -> None:
+    for number in range(10):
+        backend.set(b"%d" % number, Entry(b"v"))
+    backend._upkeep.nearly_full = True
+    for number in range(10):
+        backend.get(b"%d" % number)
+    backend._upkeep._write_down()
+    assert _query(backend, "SELECT COUNT(*) FROM visited") == [(10,)]
+    backend.delete_many([b"%d" % number for number in range(7)])
+    backend._upkeep.round(0.0)
+    assert _query(backend, "SELECT seq FROM visited ORDER BY seq") == [(8,), (9,), (10,)]
+
+
 def test_expired_entries_are_swept_by_later_writes(tmp_path: Path) -> None:
     clock = FakeClock()
     manager = CacheManager(directory=tmp_path, secret=SECRET, clock=clock)

@@ -140,6 +140,7 @@ class Upkeep:
         handle.execute("DELETE FROM generations WHERE name >= ? AND name < ? AND used < ?", (b"k", b"l", long_ago))
         handle.execute("DELETE FROM leases WHERE until < ?", (long_ago,))
         handle.execute(TRIM, (_MOST_TAGS,))
+        handle.execute(_FORGET_VISITED)
 
     def _evict(self, handle: Handle) -> list[bytes]:
         """Drop the entries that were not used for the longest time, as many as there are too many; their keys."""
@@ -213,6 +214,7 @@ class Upkeep:
 
 
 _PAGES = ("page_count", "freelist_count", "page_size")
+_FORGET_VISITED = "DELETE FROM visited WHERE seq < (SELECT coalesce(MIN(seq), 1 << 62) FROM entries)"
 _GARBAGE = "SELECT file FROM garbage LIMIT ?"
 _SWEEP = "DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE expires_at <= ? LIMIT ?)"
 _OLDEST = (
