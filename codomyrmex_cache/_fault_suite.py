@@ -92,8 +92,7 @@ class FaultConformance(Suite):
             calls = self._calls(f"slow: {verb}")
             with self.faulty.delay(_SLOW, verb), ThreadPoolExecutor(4) as pool:
                 assert list(pool.map(calls.function, [1, 2] * 4)) == [["of", 1], ["of", 2]] * 4
-            # a backend with time limits of its own may reach them on a busy machine; such a load is run again
-            assert sorted(calls.runs) == [1, 2] or calls.errors, verb
+            assert (sorted(calls.runs), calls.errors) == ([1, 2], {}), verb
 
     def test_one_load_for_many_tasks_while_a_verb_is_slow(self) -> None:
         for verb in self.faulty.verbs:
@@ -105,8 +104,7 @@ class FaultConformance(Suite):
 
             with self.faulty.delay(_SLOW, verb):
                 self._in_loop(main())
-            # a backend with time limits of its own may reach them on a busy machine; such a load is run again
-            assert sorted(calls.runs) == [1, 2] or calls.errors, verb
+            assert (sorted(calls.runs), calls.errors) == ([1, 2], {}), verb
 
     def test_an_invalidation_during_a_slow_write_wins(self) -> None:
         calls = self._calls("overtaken")
