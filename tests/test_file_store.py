@@ -89,8 +89,8 @@ def test_a_first_error_on_a_sound_database_is_not_believed(backend: FileBasedBac
 
 def test_a_writer_that_waited_while_the_database_was_replaced_writes_to_the_new_one(backend: FileBasedBackend) -> None:
     backend.set(b"k", Entry(b"v"))
-    handle = backend._database.take()
-    backend._database.give(handle)
+    with backend._database.reading():
+        pass  # a handle on the old one is idle
     with _salvage.alone(backend.directory, 0.0):
         _salvage.salvage(backend.directory, str(backend.directory / "entries.sqlite3"))
     assert backend.quick_set(b"l", b"new", None, 0.0) is False  # written to the old one, which is lost

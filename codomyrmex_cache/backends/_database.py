@@ -112,7 +112,7 @@ class Database:
     # -- handles
 
     def take(self) -> Handle:
-        """A handle on the database as it is now; to be given back, or dropped if it failed."""
+        """A handle on the database as it is now; to be put back among the `idle`, or `failed`."""
         self.look()
         return self.take_idle() or self._open()
 
@@ -128,6 +128,7 @@ class Database:
         return handle
 
     def take_idle(self) -> Handle | None:
+        """An idle handle on what `look` has seen, if there is one; waits while a fork is under way."""
         while True:
             try:
                 handle = self.idle.pop()
@@ -141,10 +142,6 @@ class Database:
                 handle.file = self.identity
                 return handle
             self.drop(handle)
-
-    def give(self, handle: Handle) -> None:
-        """Back, for the next user."""
-        self.idle.append(handle)
 
     def drop(self, handle: Handle) -> None:
         """Close it, which rolls its transaction back."""
