@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from codomyrmex_cache.backends.file_based import FileBasedBackend
     from codomyrmex_cache.backends.in_memory import InMemoryBackend
     from codomyrmex_cache.backends.redis import RedisBackend
+    from codomyrmex_cache.backends.tiered import TieredBackend
     from codomyrmex_cache.cache import Cache
     from codomyrmex_cache.decorator import cached
     from codomyrmex_cache.errors import CacheError
@@ -32,6 +33,7 @@ __all__ = [
     "Ignore",
     "InMemoryBackend",
     "RedisBackend",
+    "TieredBackend",
     "cached",
     "get_cache",
 ]
@@ -49,6 +51,7 @@ _ROOMS = {
     "Ignore": "markers",
     "InMemoryBackend": "backends.in_memory",
     "RedisBackend": "backends.redis",
+    "TieredBackend": "backends.tiered",
     "cached": "decorator",
     "get_cache": "manager",
 }

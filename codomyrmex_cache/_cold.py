@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from codomyrmex_cache._drive import Run
 from codomyrmex_cache._effects import Answer, AwaitableResult, Request
 from codomyrmex_cache._flow import call
+from codomyrmex_cache._load import NOT_LOOKED, Looked
 
 if TYPE_CHECKING:
     from codomyrmex_cache._memo import Memo
@@ -21,11 +22,11 @@ class ColdCall(Run[Answer]):
 
     __slots__ = ("_awaitable", "_bound", "_memo", "_request")
 
-    def __init__(self, memo: Memo, bound: tuple[Any, ...], request: Request) -> None:
+    def __init__(self, memo: Memo, bound: tuple[Any, ...], request: Request, looked: Looked = NOT_LOOKED) -> None:
         self._memo, self._bound, self._request = memo, bound, request
         self._awaitable: Awaitable[Any] | None = None
         space = memo.cache.space
-        super().__init__(space, call(space, request))
+        super().__init__(space, call(space, request, looked), looked.meter)
 
     def resume(self, reply: Any, error: BaseException | None = None) -> None:
         try:

@@ -18,6 +18,7 @@ from codomyrmex_cache._isolation import is_awaitable
 from codomyrmex_cache._recording import Recording
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.backends.base import Begun
+from codomyrmex_cache.errors import CacheTimeoutError
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,8 +27,49 @@ __all__ = ["Run", "arun", "run"]
 
 T = TypeVar("T")
 
+_SPENT_SECONDS, _SLOW_SECONDS = 0.25, 0.1
+"""A call that has waited this long for its backend, in operations that were not quick, asks it for nothing more."""
+
+_OF_CALLS = frozenset({"look", "begin", "commit", "end", "generations", "discard"})
+
 _PATIENCE = 1.0
 """Seconds between two looks at whether the event loop that runs a load is still running."""
+
+
+class Meter:
+    """The time that one call has spent on waiting for a backend that is a round trip away."""
+
+    __slots__ = ("_began", "_spent")
+
+    def __init__(self) -> None:
+        self._spent = self._began = 0.0
+
+    @classmethod
+    def since(cls, began: float) -> Meter:
+        """Of a call that has waited since this moment."""
+        meter = cls()
+        meter._began = began
+        meter.stop("look")
+        return meter
+
+    def start(self, verb: str) -> None:
+        """An operation is about to begin.
+
+        Raises:
+            CacheTimeoutError: there is no time left for it.
+        """
+        if self._spent >= _SPENT_SECONDS and verb in _OF_CALLS:
+            raise CacheTimeoutError(f"the backend has taken {self._spent:.2f} s of this call already")
+        self._began = time.monotonic()
+
+    def stop(self, verb: str) -> None:
+        """It is over."""
+        seconds = time.monotonic() - self._began
+        if seconds > _SLOW_SECONDS and verb in _OF_CALLS:
+            self._spent += seconds
+
+
+_UNUSED = Meter()
 
 
 class Run(Generic[T]):
@@ -37,10 +79,11 @@ class Run(Generic[T]):
     stack but its wrapper's, and memoized functions may call themselves as deep as others.
     """
 
-    __slots__ = ("_flows", "_space", "_tokens", "load", "value")
+    __slots__ = ("_flows", "_meter", "_space", "_tokens", "load", "value")
 
-    def __init__(self, space: Space, flow: Flow[T]) -> None:
+    def __init__(self, space: Space, flow: Flow[T], meter: Meter | None = None) -> None:
         self._space = space
+        self._meter = meter or (Meter() if space.looks_first else _UNUSED)
         self._flows: list[Flow[Any]] = [flow]
         self._tokens: list[Token[tuple[Flight, ...]]] = []
         self.load: Load | None = None
@@ -75,7 +118,7 @@ class Run(Generic[T]):
                 reply, error = None, None
                 continue
             try:
-                reply, error = _perform(self._space, effect), None
+                reply, error = _perform(self._space, effect, self._meter), None
             except BaseException as raised:  # handed to the flow, which decides; it re-raises what is not its business
                 reply, error = None, raised
 
@@ -85,13 +128,14 @@ class Run(Generic[T]):
             LEADING.reset(self._tokens.pop())
 
 
-def run(space: Space, flow: Flow[T]) -> T:
+def run(space: Space, flow: Flow[T], meter: Meter | None = None) -> T:
     """Carry out a flow in this thread, the functions that it wants run included; answers what the flow returns."""
+    meter = meter or (Meter() if space.looks_first else _UNUSED)
     try:
         effect = next(flow)
         while True:
             try:
-                reply = _perform(space, effect)
+                reply = _perform(space, effect, meter)
             except BaseException as error:  # as in `Run`
                 effect = flow.throw(error)
             else:
@@ -101,10 +145,15 @@ def run(space: Space, flow: Flow[T]) -> T:
         return result
 
 
-def _perform(space: Space, effect: Effect) -> Any:
+def _perform(space: Space, effect: Effect, meter: Meter) -> Any:
     if isinstance(effect, Call):
-        result = getattr(space.backend, effect.verb)(*effect.arguments)
-        return list(result) if effect.verb == "scan" else result
+        if not space.looks_first and space.near is None:
+            result = getattr(space.backend, effect.verb)(*effect.arguments)
+            return list(result) if effect.verb == "scan" else result
+        if space.near is None:
+            return _called(space, effect, meter)
+        with space.near.overtaken(effect.verb, effect.arguments):
+            return _called(space, effect, meter)
     if isinstance(effect, Now):
         return space.clock()
     if isinstance(effect, Load):
@@ -112,7 +161,7 @@ def _perform(space: Space, effect: Effect) -> Any:
     if isinstance(effect, Lead):
         token = LEADING.set((*LEADING.get(), effect.flight, *effect.carried))
         try:
-            return run(space, effect.flow)
+            return run(space, effect.flow, meter)
         finally:
             LEADING.reset(token)
     if isinstance(effect, Ask):
@@ -127,6 +176,14 @@ def _perform(space: Space, effect: Effect) -> Any:
     if isinstance(effect, Record):
         return _recording(space, effect)
     raise AssertionError(effect)
+
+
+def _called(space: Space, effect: Call, meter: Meter) -> Any:
+    meter.start(effect.verb)
+    try:
+        return getattr(space.backend, effect.verb)(*effect.arguments)
+    finally:
+        meter.stop(effect.verb)
 
 
 def _wait(flight: Flight, patience: Patience) -> Any:
@@ -183,13 +240,14 @@ def _recording(space: Space, effect: Record) -> Recording:
     return recording
 
 
-async def arun(space: Space, flow: Flow[T]) -> T:
+async def arun(space: Space, flow: Flow[T], meter: Meter | None = None) -> T:
     """Carry out a flow in the running event loop; answers what the flow returns."""
+    meter = meter or (Meter() if space.looks_first else _UNUSED)
     try:
         effect = next(flow)
         while True:
             try:
-                reply = await _aperform(space, effect)
+                reply = await _aperform(space, effect, meter)
             except BaseException as error:  # as in `run`; a cancellation included
                 effect = flow.throw(error)
             else:
@@ -199,14 +257,17 @@ async def arun(space: Space, flow: Flow[T]) -> T:
         return result
 
 
-async def _aperform(space: Space, effect: Effect) -> Any:
+async def _aperform(space: Space, effect: Effect, meter: Meter) -> Any:
     if isinstance(effect, Call):
-        return await _acall(space, effect)
+        if space.near is None:
+            return await _acall(space, effect, meter)
+        with space.near.overtaken(effect.verb, effect.arguments):
+            return await _acall(space, effect, meter)
     if isinstance(effect, Load):
         result = effect.invoke()
         return await result if is_awaitable(result) else result
     if isinstance(effect, Lead):
-        return _alead(space, effect)
+        return _alead(space, effect, meter)
     if isinstance(effect, Wait):
         return await _await(effect.flight, effect.patience)
     if isinstance(effect, Pause):
@@ -215,13 +276,23 @@ async def _aperform(space: Space, effect: Effect) -> Any:
         return await asyncio.sleep(_pause(effect))
     if isinstance(effect, Behind):
         return _abehind(space, effect.flow)
-    return _perform(space, effect)
+    return _perform(space, effect, meter)
 
 
-async def _acall(space: Space, effect: Call) -> Any:
+async def _acall(space: Space, effect: Call, meter: Meter) -> Any:
+    if not space.looks_first:
+        return await _acalled(space, effect, meter)
+    meter.start(effect.verb)
+    try:
+        return await _acalled(space, effect, meter)
+    finally:
+        meter.stop(effect.verb)
+
+
+async def _acalled(space: Space, effect: Call, meter: Meter) -> Any:
     """Async verbs where the backend has them; objects in memory at once; anything else may block, so in a thread."""
     verb = getattr(space.backend, f"a{effect.verb}", None) if space.is_async else None
-    if verb is not None and effect.verb == "begin":
+    if verb is not None and effect.verb in ("begin", "look"):
         return await _abegin(space, effect, verb)
     if verb is not None and effect.verb == "end":
         return await _aend(space, effect, verb)
@@ -229,10 +300,10 @@ async def _acall(space: Space, effect: Call) -> Any:
         result = await verb(*effect.arguments)
         return list(result) if effect.verb == "scan" else result
     if space.backend.payload == "object":
-        return _perform(space, effect)
+        return _perform(space, effect, meter)
     import asyncio
 
-    return await asyncio.to_thread(_perform, space, effect)
+    return await asyncio.to_thread(_perform, space, effect, meter)
 
 
 async def _abegin(space: Space, effect: Call, verb: Any) -> Any:
@@ -250,7 +321,7 @@ async def _abegin(space: Space, effect: Call, verb: Any) -> Any:
 def _give_back(space: Space, effect: Call, beginning: asyncio.Task[Begun]) -> None:
     if not beginning.cancelled() and beginning.exception() is None and beginning.result().lease:
         with suppress(Exception):  # then the lease ends by itself
-            _perform(space, Call("end", (effect.arguments[0], beginning.result(), False)))
+            _called(space, Call("end", (effect.arguments[0], beginning.result(), False)), Meter())
 
 
 async def _aend(space: Space, effect: Call, verb: Any) -> None:
@@ -261,18 +332,18 @@ async def _aend(space: Space, effect: Call, verb: Any) -> None:
         await verb(*effect.arguments)
     except asyncio.CancelledError:
         with suppress(Exception):  # then the lease ends by itself
-            _perform(space, effect)
+            _called(space, effect, Meter())
         raise
 
 
-def _alead(space: Space, effect: Lead) -> None:
+def _alead(space: Space, effect: Lead, meter: Meter) -> None:
     """The load as a task of its own, which no caller's cancellation reaches."""
     import asyncio
 
     async def work() -> None:
         LEADING.set((*LEADING.get(), effect.flight, *effect.carried))
         with suppress(Exception):  # the flow has put it into the flight, where the leader finds it
-            await arun(space, effect.flow)
+            await arun(space, effect.flow, meter)
 
     loop = asyncio.get_running_loop()
     effect.flight.loop = loop

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from codomyrmex_cache._effects import Answer, Call, Flow, Now, Request
 from codomyrmex_cache._entry import Entry
@@ -13,17 +15,20 @@ from codomyrmex_cache.errors import CacheCodecError, EnvelopeError, ValueTooLarg
 from codomyrmex_cache.keys import Key
 from codomyrmex_cache.stats import Counters
 
+if TYPE_CHECKING:
+    from codomyrmex_cache._near import Near
+
 __all__ = [
-    "Found", "answered", "examine", "look", "opened", "pack", "prolong", "read", "touched", "unstorable", "write",
+    "Found", "answered", "examine", "fetched", "look", "opened", "pack", "prolong", "read", "touched", "unstorable", "write",
 ]  # fmt: skip
 
 
 class Found(NamedTuple):
-    """A readable entry, what may be done with it now, and how the backend gave it."""
+    """A readable entry, what may be done with it now, and how the backend gave it; `None` if it is from the near cache."""
 
     entry: Entry
     verdict: Verdict
-    raw: Entry
+    raw: Entry | None
 
 
 Unreadable = EnvelopeError | CacheCodecError
@@ -38,9 +43,32 @@ def read(space: Space, key: Key, counters: Counters, *, copy: bool = True) -> Fl
     return found.entry if found is not None and found.verdict is Verdict.FRESH else None
 
 
-def look(space: Space, key: Key, counters: Counters, *, copy: bool = True, strict: bool = False) -> Flow[Found | None]:
+def look(
+    space: Space, key: Key, counters: Counters, *, copy: bool = True, strict: bool = False, near: bool = True
+) -> Flow[Found | None]:
     """What is stored under the key.  What cannot be read, verified or decoded is nothing, counted by kind and removed;
-    `strict` raises it."""
+    `strict` raises it.  With `near` the near cache, if there is one, answers first."""
+    if space.near is None:
+        return fetched(space, key, counters, copy=copy, strict=strict)
+    return _looked_near(space, space.near, key, counters, copy=copy, strict=strict, near=near)
+
+
+def _looked_near(
+    space: Space, cells: Near, key: Key, counters: Counters, *, copy: bool, strict: bool, near: bool
+) -> Flow[Found | None]:
+    stored = space.stored(key.text)
+    entry = cells.get(stored, key.digest, copy=copy) if near else None
+    if entry is not None:
+        return Found(entry, Verdict.FRESH, None)
+    stamp = cells.stamp(stored)
+    found = yield from fetched(space, key, counters, copy=copy, strict=strict)
+    if found is not None and found.raw is not None and found.verdict is Verdict.FRESH:
+        cells.keep(stored, stamp, found.entry, len(found.raw.value), copy=copy)
+    return found
+
+
+def fetched(space: Space, key: Key, counters: Counters, *, copy: bool, strict: bool) -> Flow[Found | None]:
+    """The same from the backend."""
     stored = space.stored(key.text)
     try:
         raw = yield Call("get", (stored,))
@@ -53,29 +81,40 @@ def look(space: Space, key: Key, counters: Counters, *, copy: bool = True, stric
     if not isinstance(entry, Entry):
         yield from _unreadable(space, stored, raw, entry, counters, strict=strict)
         return None
-    if entry.generations and not (yield from _alive(space, entry, counters)):
+    if entry.generations and not (yield from _alive(space, key, entry, counters)):
         return None
     return _found(entry, raw, (yield Now()), counters)
 
 
 def examine(
-    space: Space, key: Key, raw: Entry, counters: Counters, *, copy: bool = True, strict: bool = False
+    space: Space,
+    key: Key,
+    raw: Entry,
+    counters: Counters,
+    *,
+    copy: bool = True,
+    strict: bool = False,
+    current: Mapping[bytes, bytes] = MappingProxyType({}),
 ) -> Flow[Found | None]:
-    """The same for an entry that the backend has given already."""
+    """The same for an entry that the backend has given already, maybe with the `current` generations."""
     entry = opened(space, space.stored(key.text), raw, key.digest, copy=copy)
     if not isinstance(entry, Entry):
         yield from _unreadable(space, space.stored(key.text), raw, entry, counters, strict=strict)
         return None
-    if entry.generations and not (yield from _alive(space, entry, counters)):
+    if entry.generations and not (yield from _alive(space, key, entry, counters, current)):
         return None
     return _found(entry, raw, (yield Now()), counters)
 
 
-def _alive(space: Space, entry: Entry, counters: Counters) -> Flow[bool]:
+def _alive(
+    space: Space, key: Key, entry: Entry, counters: Counters, known: Mapping[bytes, bytes] = MappingProxyType({})
+) -> Flow[bool]:
     """Whether no tag of the entry has been invalidated since its load began."""
     names, expected = zip(*entry.generations, strict=True)
+    if known.keys() >= set(names):
+        return tuple(map(known.get, names)) == expected
     try:
-        current = yield Call("generations", (names,))
+        current = yield Call("generations", (space.stored(key.text), names))
     except Exception as error:
         space.backend_failed("read the tags of", error, counters)
         return False
@@ -157,13 +196,20 @@ def write(space: Space, key: Key, packed: Entry, counters: Counters) -> Flow[Non
 def touched(space: Space, key: Key, found: Found, counters: Counters) -> Flow[None]:
     """A hit begins the ttl anew, if enough of it has gone by."""
     now = yield Now()
-    if is_due_touch(found.entry, now):
-        yield from prolong(space, key, found, prolonged(found.entry, now, found.entry.ttl), counters)
+    if not is_due_touch(found.entry, now):
+        return
+    if found.raw is None:
+        stored = yield from look(space, key, counters, near=False)
+        if stored is None or stored.verdict is not Verdict.FRESH:
+            return
+        found = stored
+    yield from prolong(space, key, found, prolonged(found.entry, now, found.entry.ttl), counters)
 
 
 def prolong(space: Space, key: Key, found: Found, times: Entry, counters: Counters) -> Flow[bool | None]:
     """Give the entry other times unless it has been replaced meanwhile; whether it has, `None` if the backend failed."""
     stored = space.stored(key.text)
+    assert found.raw is not None, "look for it with near=False"
     try:
         packed = space.payloads.retimed(stored, found.raw, key.digest, times)
         if space.coordinates:

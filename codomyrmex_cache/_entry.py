@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal
 
-__all__ = ["MISSING", "Clock", "Entry", "Missing"]
+__all__ = ["FUTURE_TOLERANCE", "MISSING", "Clock", "Entry", "Missing"]
 
 Clock = Callable[[], float]
 """Seconds since some fixed moment; only differences and comparisons are meaningful."""
+
+
+FUTURE_TOLERANCE = 60.0
+"""Seconds by which another host's clock may be ahead; an entry from further ahead means that ours was set back."""
 
 
 class Missing(Enum):

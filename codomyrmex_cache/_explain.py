@@ -61,7 +61,7 @@ def explain(space: Space, keyer: Keyer, key: Key, parts: Parts, counters: Counte
         now = yield Now()
         entry, matches = _described(space, key.text, raw, key.digest)
         if entry is not None and matches:
-            return (yield from _judged(entry, key, now))
+            return (yield from _judged(space, entry, key, now))
         found = yield Call("scan", (space.stored(keyer.prefix),))
         texts = [space.text(stored) for stored, _ in found]
         candidates = [text for text in texts if keyer.owns(text)][:MAX_COMPARED]
@@ -77,9 +77,9 @@ def explain(space: Space, keyer: Keyer, key: Key, parts: Parts, counters: Counte
     return _nearest(key, dict(space.payloads.kept_parts(parts)), entries)
 
 
-def _judged(entry: Entry, key: Key, now: float) -> Flow[Explanation]:
+def _judged(space: Space, entry: Entry, key: Key, now: float) -> Flow[Explanation]:
     names, expected = [name for name, _ in entry.generations], [value for _, value in entry.generations]
-    current = list((yield Call("generations", (names,)))) if names else []
+    current = list((yield Call("generations", (space.stored(key.text), names)))) if names else []
     stored = f"stored {now - entry.created:.1f} s ago"
     if current != expected:
         gone = [tag for tag, was, now_is in zip(entry.tags, expected, current, strict=True) if was != now_is]

@@ -23,13 +23,13 @@ __all__ = ["READS", "WRITES", "Fault", "FaultyBackend"]
 Damage = Literal["flip", "cut", "zero", "swap"] | Callable[[bytes, bytes], bytes]
 When = Callable[[str, int], bool]
 
-READS = ("get", "get_many", "begin", "quick_get")
+READS = ("get", "get_many", "begin", "look", "quick_get", "get_values")
 WRITES = ("set", "set_many", "commit", "replace", "quick_set")
 _PLAIN = ("get", "set", "has", "delete", "scan")
 _FASTER = (
     "get_many", "set_many", "delete_many", "clear", "count",
     "begin", "renew", "commit", "end", "generations", "revoke", "replace", "discard",
-    "quick_get", "quick_set",
+    "quick_get", "quick_set", "get_values", "look", "add_totals", "totals",
 )  # fmt: skip
 _ZEROED = 512
 """Bytes of a disk's block."""
@@ -213,8 +213,8 @@ class FaultyBackend:
         Args:
             how: "flip" a bit, "cut" the end off, "zero" up to 512 bytes, "swap" with what last passed under another key; or
                 a callable on the value and that other one.
-            verbs: "get", "get_many", "begin", "quick_get": what is read; "set", "set_many", "commit", "replace", "quick_set":
-                what is written.  None means what is read.
+            verbs: "get", "get_many", "begin", "look", "quick_get", "get_values": what is read; "set", "set_many", "commit",
+                "replace", "quick_set": what is written.  None means what is read.
             every: strike every so many calls of a verb.
             when: given the verb and the number of the call: whether to strike.
 
@@ -349,8 +349,10 @@ class FaultyBackend:
         return arguments
 
     def _read(self, verb: str, arguments: tuple[Any, ...], answer: Any, struck: Sequence[Fault]) -> Any:
-        if verb == "quick_get" and answer is not None:
+        if verb in ("quick_get", "look") and isinstance(answer, bytes):
             return self._passed_on(verb, arguments[0], answer, struck)
+        if verb == "get_values":
+            return {key: self._passed_on(verb, key, value, struck) for key, value in answer.items()}
         if verb == "get":
             return self._carried(verb, arguments[0], answer, struck)
         if isinstance(answer, Begun):

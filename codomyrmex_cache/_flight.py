@@ -151,6 +151,11 @@ class Flight:
         self._waits_for: list[Flight] = []
         self._lock = Lock()
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether more than one caller depends on it."""
+        return self._waiting > 1
+
     def enter(self) -> None:
         """One more caller depends on this flight."""
         for outer in LEADING.get():

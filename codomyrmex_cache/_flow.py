@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from codomyrmex_cache._effects import Answer, AwaitableResult, Behind, Flow, KeyMoved, Lead, Load, Now, Patience, Request, Wait
-from codomyrmex_cache._entries import Found, answered, look, touched
+from codomyrmex_cache._entries import Found, answered, fetched, look, touched
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._flight import TIMED_OUT, Abandoned, Failed, Flight, Landed, Outcome, Phase, Streaming, TimedOut
 from codomyrmex_cache._isolation import is_awaitable
-from codomyrmex_cache._load import lead, unchanged
+from codomyrmex_cache._load import NOT_LOOKED, Looked, Terms, lead, looked_for, release, unchanged
 from codomyrmex_cache._policy import Verdict, is_due_early
 from codomyrmex_cache._raising import own_copy
 from codomyrmex_cache._recording import Listener, Recording
@@ -19,15 +19,26 @@ from codomyrmex_cache.errors import CacheCodecError, CacheTimeoutError, Envelope
 __all__ = ["call", "compute", "follower_answer", "leader_answer", "opened", "stream_answer", "waited_in_vain"]
 
 
-def call(space: Space, request: Request) -> Flow[Answer]:
-    """Answer from the store, from a load under way, or by running the function."""
+def call(space: Space, request: Request, looked: Looked = NOT_LOOKED) -> Flow[Answer]:
+    """Answer from the store, from a load under way, or by running the function; maybe after having `looked` into the store."""
     try:
-        found = yield from look(space, request.key, request.counters, copy=request.rules.copy, strict=request.rules.strict)
+        terms = None
+        if (
+            looked.meter is not None
+            or looked.seen is not None
+            or (space.looks_first and not space.flights.is_flying(space.stored(request.key.text)))
+        ):
+            found, terms = yield from looked_for(space, request, looked)
+        else:
+            looking = look if space.near is not None else fetched
+            found = yield from looking(
+                space, request.key, request.counters, copy=request.rules.copy, strict=request.rules.strict
+            )
         if found is not None:
             answer = yield from _from_store(space, request, found)
             if answer is not None:
                 return answer
-        return (yield from _from_load(space, request, found))
+        return (yield from _from_load(space, request, found, terms))
     except AwaitableResult:
         raise
     except BaseException:  # interrupted, cancelled, or a backend's error that was asked for: an outcome all the same
@@ -72,12 +83,12 @@ def _refreshed(space: Space, request: Request, seen: Entry) -> Flow[None]:
         recording.leave(listener)
 
 
-def _from_load(space: Space, request: Request, found: Found | None) -> Flow[Answer]:
+def _from_load(space: Space, request: Request, found: Found | None, looked: Terms | None = None) -> Flow[Answer]:
     patience = Patience(request.rules.wait)
     while True:
         own = Flight(space.stored(request.key.text))
-        flight, phase, outcome = yield from _joined(space, request, own, patience)
-        leads = flight is own
+        flight, phase, outcome = yield from _joined(space, request, own, patience, looked=looked)
+        leads, looked = flight is own, None
         if outcome is None or (isinstance(outcome, Abandoned) and isinstance(outcome.error, KeyMoved)):
             return (yield from compute(request))
         if isinstance(outcome, TimedOut) or (leads and outcome == Abandoned(TIMED_OUT)):
@@ -93,9 +104,9 @@ def _from_load(space: Space, request: Request, found: Found | None) -> Flow[Answ
 
 
 def _joined(
-    space: Space, request: Request, own: Flight, patience: Patience, seen: Entry | None = None
+    space: Space, request: Request, own: Flight, patience: Patience, seen: Entry | None = None, looked: Terms | None = None
 ) -> Flow[tuple[Flight, Phase, Outcome | TimedOut | None]]:
-    """The flight for the key, how far it was, and its outcome.
+    """The flight for the key, how far it was, and its outcome.  If another one leads, a lease that the look got is given back.
 
     That is `None` if there is no waiting for it: it waits for this call, or it is a refresh, of `seen`.
     """
@@ -104,8 +115,10 @@ def _joined(
         try:
             phase = flight.phase
             if flight is own:
-                yield Lead(flight, lead(space, request, flight, patience, seen))
+                yield Lead(flight, lead(space, request, flight, patience, seen, looked))
                 return flight, phase, (yield Wait(flight, Patience(None)))
+            if looked is not None:
+                yield from release(space, own.key, looked.begun, failed=False, lease_alone=True)
             if seen is not None or flight.waits_for_itself(blocking=not request.awaits):
                 return flight, phase, None
             return flight, phase, (yield Wait(flight, patience))

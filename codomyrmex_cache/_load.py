@@ -20,7 +20,7 @@ from codomyrmex_cache._effects import (
     Record,
     Request,
 )  # fmt: skip
-from codomyrmex_cache._entries import answered, examine, pack, read, unstorable, write
+from codomyrmex_cache._entries import Found, answered, examine, pack, read, unstorable, write
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._flight import LEADING, TIMED_OUT, Abandoned, Failed, Flight, Landed, Outcome, Phase, Streaming
 from codomyrmex_cache._heart import LEASE_SECONDS
@@ -32,13 +32,27 @@ from codomyrmex_cache._space import Space
 from codomyrmex_cache.backends.base import Begun, generation_name
 from codomyrmex_cache.errors import CacheBackendError, CacheCodecError, CacheConfigurationError, cause_of
 
-__all__ = ["Terms", "elected_for", "fields_of", "landed", "lead", "load", "release", "seconds_of", "terms_of", "unchanged"]
+__all__ = [
+    "NOT_LOOKED", "Looked", "Terms", "elected_for", "fields_of", "landed", "lead", "load", "looked_for", "release",
+    "seconds_of", "terms_of", "unchanged",
+]  # fmt: skip
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
 """Seconds between two looks at a lease that another process holds: its value is handed over within 50 ms."""
 
 _NESTED_PATIENCE = 30.0
 """Seconds that a load waits inside another load for another process: the two might be waiting for each other."""
+
+
+class Looked(NamedTuple):
+    """What came of a look that was also to begin the load: what was seen or the backend's error, and the call's meter."""
+
+    seen: Begun | bytes | None = None
+    error: Exception | None = None
+    meter: Any = None
+
+
+NOT_LOOKED = Looked()
 
 
 class Terms(NamedTuple):
@@ -57,11 +71,17 @@ class Terms(NamedTuple):
     store: bool = True
 
 
-def lead(space: Space, request: Request, flight: Flight, patience: Patience, seen: Entry | None = None) -> Flow[None]:
-    """Load as the leader of the flight and end it.  `seen` is the entry that is to be refreshed; then nobody is waiting."""
+def lead(
+    space: Space, request: Request, flight: Flight, patience: Patience, seen: Entry | None = None, looked: Terms | None = None
+) -> Flow[None]:
+    """Load as the leader of the flight and end it.
+
+    `seen` is the entry that is to be refreshed; then nobody is waiting.  `looked` is what a look came to that was also to begin
+    the load.
+    """
     outcome: Outcome | None = None
     try:
-        elected = yield from elected_for(space, request, flight, patience, seen)
+        elected = yield from elected_for(space, request, flight, patience, seen, looked)
         if isinstance(elected, Terms):
             outcome = yield from load(space, request, flight, elected, refreshing=seen is not None)
         else:
@@ -86,23 +106,65 @@ def terms_of(space: Space, request: Request) -> Terms:
         return Terms(tuple(space.scopes(request.key.text)), store=False)
 
 
+def looked_for(space: Space, request: Request, looked: Looked) -> Flow[tuple[Found | None, Terms | None]]:
+    """Look, and begin the load if nothing is there, in one trip; what was found, or on which terms to load.
+
+    If the call has `looked` already, only make sense of that.
+    """
+    stored, rules, stamp = space.stored(request.key.text), request.rules, None
+    if space.near is not None:
+        entry = space.near.get(stored, request.key.digest, copy=rules.copy)
+        if entry is not None:
+            return Found(entry, Verdict.FRESH, None), None
+        stamp = space.near.stamp(stored)
+    terms = terms_of(space, request)
+    try:
+        if looked.error is not None:
+            raise looked.error
+        seen = looked.seen
+        if seen is None:
+            seen = yield Call("look", (stored, terms.names, LEASE_SECONDS, terms.tags > 0))
+    except Exception as error:
+        space.backend_failed("get", error, request.counters)
+        return None, terms._replace(store=False)
+    if isinstance(seen, Begun) and seen.entry is None:
+        return None, terms._replace(begun=seen)
+    raw, current = (
+        (seen.entry, dict(zip(terms.names, seen.generations[1:], strict=True)))
+        if isinstance(seen, Begun)
+        else (Entry(seen), {})
+    )
+    assert raw is not None
+    found = yield from examine(
+        space, request.key, raw, request.counters, copy=rules.copy, strict=rules.strict, current=current
+    )  # fmt: skip
+    if space.near is not None and found is not None and found.verdict is Verdict.FRESH:
+        space.near.keep(stored, stamp, found.entry, len(raw.value), copy=rules.copy)
+    return found, None
+
+
 def elected_for(
-    space: Space, request: Request, flight: Flight, patience: Patience, seen: Entry | None
+    space: Space, request: Request, flight: Flight, patience: Patience, seen: Entry | None, looked: Terms | None = None
 ) -> Flow[Terms | Landed | Abandoned]:
     """The terms of the load; or an outcome without one: stored meanwhile, or waited for in vain."""
-    terms = terms_of(space, request)
+    terms = looked or terms_of(space, request)
     flight.names, flight.phase = terms.names, Phase.ASKING
+    if looked is not None and looked.begun is None:
+        return looked  # the backend failed: it is not asked again
     if not space.coordinates:
         entry = None if seen is not None else (yield from read(space, request.key, request.counters, copy=request.rules.copy))
         usable = entry is not None and answered(space, request, entry) is not None
         return _landed(space, request, entry) if usable else terms
     stored, pause, waited, first = space.stored(request.key.text), _FIRST_PAUSE, 0.0, 0
+    begun, terms = terms.begun, terms._replace(begun=None)
     while True:
         try:
-            begun: Begun = yield Call("begin", (stored, terms.names, LEASE_SECONDS if space.elects else 0.0))
+            if begun is None:
+                begun = yield Call("begin", (stored, terms.names, LEASE_SECONDS if space.elects else 0.0))
         except Exception as error:
             space.backend_failed("begin a load in", error, request.counters)
             return terms._replace(store=False)
+        assert begun is not None
         entry = yield from _newer(space, request, begun, seen)
         if entry is not None:
             yield from release(space, stored, begun, failed=False)
@@ -117,7 +179,7 @@ def elected_for(
         if patience.left == 0.0:
             return Abandoned(TIMED_OUT)
         yield Pause(pause, patience)
-        waited, pause = waited + pause, min(1.5 * pause, _LONGEST_PAUSE)
+        waited, pause, begun = waited + pause, min(1.5 * pause, _LONGEST_PAUSE), None
 
 
 def _newer(space: Space, request: Request, begun: Begun, seen: Entry | None) -> Flow[Entry | None]:
@@ -249,7 +311,7 @@ def unchanged(space: Space, stored: bytes, names: Sequence[bytes], begun: Begun 
     if begun is None or not space.elects:
         return True
     try:
-        current = yield Call("generations", ((generation_name("k", stored), *names),))
+        current = yield Call("generations", (stored, (generation_name("k", stored), *names)))
     except Exception as error:  # while the backend is away no invalidation comes to an end
         space.counters[""].error(f"backend:{cause_of(error)}")
         return True

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, unwrap
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from codomyrmex_cache import _verbs as verbs
+from codomyrmex_cache._alone import Alone
 from codomyrmex_cache._cold import ColdCall, Finished, Held
 from codomyrmex_cache._drive import arun, run
 from codomyrmex_cache._effects import Answer, AwaitableResult, Request
@@ -20,6 +21,7 @@ from codomyrmex_cache._flow import call, opened
 from codomyrmex_cache._front import Front
 from codomyrmex_cache._isolation import is_awaitable, is_immutable
 from codomyrmex_cache._keying import Keying, make_keyer
+from codomyrmex_cache._load import NOT_LOOKED, Looked
 from codomyrmex_cache._policy import Rules
 from codomyrmex_cache._signature import RESERVED, compile_function, shape_of
 from codomyrmex_cache.backends.in_memory import Cell
@@ -28,6 +30,9 @@ from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 from codomyrmex_cache.keys import Key
 from codomyrmex_cache.stats import CacheStats
 from codomyrmex_cache.streams import AsyncCachedStream, CachedStream, Opened
+
+if TYPE_CHECKING:
+    from codomyrmex_cache._lane import Lane
 
 __all__ = ["Memo", "Tags"]
 
@@ -72,6 +77,7 @@ class Memo:
         self.front = Front(self.shape, enabled=hot)
         self._hinted = not self.is_async and iscoroutinefunction(unwrap(function))
         self._call = self._compiled(function)
+        self._tagged = bool(tags)
         self._tags = self._compiled(tags) if callable(tags) else lambda _: tags
         self._bind = compile_function(
             f"def {RESERVED}function({self.shape.declaration}): return {self.shape.bound}",
@@ -86,6 +92,15 @@ class Memo:
             return "other", self.stream
         return ("coroutine", self.acold) if self.is_async else ("plain", self.cold)
 
+    @cached_property
+    def lane(self) -> Lane | None:
+        """The short way of its hits, if there is one."""
+        if self._tagged or not self.cache.space.looks_first:
+            return None
+        from codomyrmex_cache._lane import lane_of
+
+        return lane_of(self.cache.space, self.rules, self.counters, awaited=self.is_async)
+
     def _compiled(self, target: Callable[..., Any]) -> Callable[[tuple[Any, ...]], Any]:
         """`target` as a function of the bound arguments."""
         source = f"def {RESERVED}function({RESERVED}bound): return {RESERVED}target({self.shape.unpacked})"
@@ -93,15 +108,20 @@ class Memo:
 
     # -- calls
 
-    def cold(self, bound: tuple[Any, ...]) -> ColdCall | Finished:
+    def cold(self, bound: tuple[Any, ...]) -> ColdCall | Finished | Alone:
         """Answer a call that the front could not, as far as the function; if that gives an awaitable, so does this."""
         try:
             key = self.keyer.key(bound)
         except UnkeyableError as error:
             return Finished(self._uncached(error, partial(self._call, bound)))
-        invoke: Callable[[], Any] = partial(self._call, bound)
         if not self._hinted:
-            return ColdCall(self, bound, self._request(key, invoke, bound))
+            looked = self.lane.look(key) if self.lane is not None else NOT_LOOKED
+            if type(looked) is Alone:
+                return looked
+            if type(looked) is not Looked:
+                return Finished(looked)
+            return ColdCall(self, bound, self._request(key, partial(self._call, bound), bound), looked)
+        invoke: Callable[[], Any] = partial(self._call, bound)
         # A wrapper around a coroutine function.  Calling it tells whether it hands the coroutine on or runs it itself;
         # if it hands it on, nothing has run yet, and a loop need not wait for the store meanwhile.
         try:
@@ -123,9 +143,24 @@ class Memo:
             key = self.keyer.key(bound)
         except UnkeyableError as error:
             return await self._uncached(error, partial(self._call, bound))
+        looked = await self.lane.alook(key) if self.lane is not None else NOT_LOOKED
+        if type(looked) is Alone:
+            return await self._run_alone(looked, bound)
+        if type(looked) is not Looked:
+            return looked
         request = self._request(key, partial(self._call, bound), bound, awaits=True)
-        answer = await arun(self.cache.space, call(self.cache.space, request))
+        space = self.cache.space
+        answer = await arun(space, call(space, request, looked), looked.meter)
         return self.finish(answer, bound, request)
+
+    async def _run_alone(self, alone: Alone, bound: tuple[Any, ...]) -> Any:
+        try:
+            value = await self._call(bound)
+        except BaseException as error:
+            alone.resume(None, error)
+        else:
+            alone.resume(value)
+        return alone.finish()
 
     async def adopt(self, request: Request, bound: tuple[Any, ...], awaitable: Awaitable[Any]) -> Any:
         """Finish in the event loop a call whose function has already given back its awaitable."""
@@ -203,7 +238,8 @@ class Memo:
     def _promote(self, bound: tuple[Any, ...], key: Key) -> None:
         """Let the next call with these arguments be a hot hit."""
         space = self.cache.space
-        cell_of: Callable[[bytes], Cell | None] | None = getattr(space.backend, "cell", None)
+        near = space.near
+        cell_of: Callable[[bytes], Cell | None] | None = getattr(space.backend, "cell", None) if near is None else near.cell
         if cell_of is None or not self.front.accepts(bound):
             return
         cell = cell_of(space.stored(key.text))
@@ -211,7 +247,7 @@ class Memo:
         if cell is None or entry is None or entry.digest != key.digest or entry.awaited is not self.is_async:
             return
         if not entry.raised and not entry.streamed:
-            self.front.fill(bound, cell, space.clock)
+            self.front.fill(bound, cell, space.clock if near is None else near.now)
 
     def _uncached(self, error: UnkeyableError, invoke: Callable[[], Any]) -> Any:
         if self._strict:

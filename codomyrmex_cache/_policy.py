@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from codomyrmex_cache._duration import Duration, to_seconds
-from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._entry import FUTURE_TOLERANCE, Entry
 from codomyrmex_cache.errors import CacheConfigurationError
 
 __all__ = [
@@ -22,9 +22,6 @@ Ttl = Duration | Callable[[Any], Duration | None] | None
 """Fresh time: seconds, `timedelta`, text, a callable on the result giving one of these, or `None` for ever."""
 
 OnWaitTimeout = Literal["compute", "stale", "raise"]
-
-FUTURE_TOLERANCE = 60.0
-"""Seconds by which another host's clock may be ahead; an entry from further ahead means that ours was set back."""
 
 TOUCH_AFTER = 0.01
 """Share of the ttl that must have gone by before a hit prolongs it again: a write for every hit would buy no more than that."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from codomyrmex_cache._chunks import Buffer, Chunks
-from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._entry import FUTURE_TOLERANCE, Entry
 from codomyrmex_cache._payload import refuse_single_use
 from codomyrmex_cache.backends.base import namespace_prefix
 from codomyrmex_cache.codecs import Coder, Types
@@ -83,6 +83,19 @@ class SealedPayloads:
     def unpack(self, key: bytes, entry: Entry, digest: bytes, *, copy: bool) -> Entry:
         envelope = self.seal.open(key, entry.value, digest)
         return replace(envelope.entry, value=self.coder_of(key).loads(envelope.codec, envelope.frames))
+
+    def glanced(self, key: bytes, sealed: bytes, now: float) -> tuple[Any, float] | None:
+        """The value of the direct API that is fresh by now, and its cost; `None` says nothing."""
+        if key[self._prefix : self._prefix + 1] == b"@":  # a function's, which may have classes of its own
+            return None
+        try:
+            found = self.seal.glance(key, sealed)
+            if found is None or not found[0] - FUTURE_TOLERANCE <= now < found[1]:
+                return None
+            _, _, cost, codec, main = found
+            return self.coder.loads(codec, (main,)), cost
+        except Exception:  # met again on the long way, and counted there
+            return None
 
     def retimed(self, key: bytes, entry: Entry, digest: bytes, times: Entry) -> Entry:
         envelope = self.seal.open(key, entry.value, digest)

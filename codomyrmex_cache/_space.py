@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from threading import BoundedSemaphore
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from codomyrmex_cache._entry import Clock
 from codomyrmex_cache._flight import Flights
@@ -19,6 +19,7 @@ from codomyrmex_cache.backends.base import (
     Backend,
     Begun,
     Coordinates,
+    LooksFirst,
     ReportsEvictions,
     generation_name,
     namespace_prefix,
@@ -26,6 +27,11 @@ from codomyrmex_cache.backends.base import (
 from codomyrmex_cache.errors import CacheBackendError, CacheConfigurationError, cause_of
 from codomyrmex_cache.keys import owner_of
 from codomyrmex_cache.stats import Counters
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from codomyrmex_cache._near import Near
 
 __all__ = ["OnError", "Space"]
 
@@ -49,6 +55,7 @@ class Space:
         on_error: what a failing backend does to a call: nothing ("bypass") or `CacheBackendError` ("raise").
         strict: raise what is wrong with an entry that cannot be read, instead of taking it as a miss.
         counters: of the direct API; each function's are added as it is first used.
+        near: what this process keeps of a server's entries.
     """
 
     def __init__(
@@ -61,6 +68,7 @@ class Space:
         counters: dict[str, Counters],
         *,
         strict: bool = False,
+        near: Near | None = None,
     ) -> None:
         self.name = name
         self.prefix = namespace_prefix(name)
@@ -69,12 +77,14 @@ class Space:
         self.clock = clock
         self.on_error = on_error
         self.strict = strict
+        self.near = near
         self.flights = Flights()
         self.counters = counters
         self.is_async = isinstance(backend, AsyncBackend)
         self.heart = Heart(backend, self._beat_failed) if isinstance(backend, Coordinates) else None
         self.coordinates = self.heart is not None
         self.elects = self.coordinates and backend.payload == "bytes"  # others than this process may load
+        self.looks_first = self.elects and isinstance(backend, LooksFirst)
         self.behind = BoundedSemaphore(_REFRESHES)
         self.tasks: set[object] = set()  # refreshes in event loops
         self._warned: dict[tuple[str, ...], float] = {}
@@ -160,6 +170,19 @@ class Space:
             "namespace %r: the backend failed to %s (%s: %s); calls go on without it",
             self.name, verb, kind, error,
         )  # fmt: skip
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have the running event loop do this; what goes wrong is counted."""
+        import asyncio
+
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)  # a loop keeps no strong reference to its tasks
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.counters[""].error(f"backend:{cause_of(error)}")
 
     def refresh_failed(self, error: Exception) -> None:
         """Count a refresh that came to nothing; the old value stays until its window ends."""

@@ -64,11 +64,11 @@ class LoadSuite(Suite):
 
     def test_a_load_is_stored_if_nothing_has_come_between(self) -> None:
         if isinstance(self.backend, Coordinates):
-            begun = self.backend.begin(b"k", [b"n1:a:"], 0.0)
+            begun = self.backend.begin(b"1:a:k", [b"n1:a:"], 0.0)
             assert begun.entry is None
             assert len(begun.generations) == 2
-            assert self.backend.commit(b"k", Entry(self.payload("loaded")), [b"n1:a:"], begun) is True
-            assert self._stored(b"k") == self.payload("loaded")
+            assert self.backend.commit(b"1:a:k", Entry(self.payload("loaded")), [b"n1:a:"], begun) is True
+            assert self._stored(b"1:a:k") == self.payload("loaded")
 
     def test_whatever_invalidates_wins_over_a_load_under_way(self) -> None:
         if not isinstance(self.backend, Coordinates):
@@ -76,47 +76,47 @@ class LoadSuite(Suite):
         backend, names = self.backend, [b"n1:a:", b"t1:a:tag"]
 
         def overtaken(invalidate: Callable[[], object]) -> object:
-            begun = backend.begin(b"k", names, 0.0)
+            begun = backend.begin(b"1:a:k", names, 0.0)
             invalidate()
-            assert backend.commit(b"k", Entry(self.payload("old")), names, begun) is False
-            return self._stored(b"k")
+            assert backend.commit(b"1:a:k", Entry(self.payload("old")), names, begun) is False
+            return self._stored(b"1:a:k")
 
-        assert overtaken(lambda: backend.delete(b"k")) is None
-        assert overtaken(lambda: backend.set(b"k", Entry(self.payload("explicit")))) == self.payload("explicit")
-        backend.delete(b"k")
+        assert overtaken(lambda: backend.delete(b"1:a:k")) is None
+        assert overtaken(lambda: backend.set(b"1:a:k", Entry(self.payload("explicit")))) == self.payload("explicit")
+        backend.delete(b"1:a:k")
         assert overtaken(lambda: backend.revoke([b"t1:a:tag"])) is None
         assert overtaken(lambda: backend.revoke([b"n1:a:"])) is None
-        assert overtaken(lambda: backend.replace(b"k", None, Entry(self.payload("first")), True)) == self.payload("first")
-        assert overtaken(lambda: self._load(b"k", names, "other load")) == self.payload("other load")
+        assert overtaken(lambda: backend.replace(b"1:a:k", None, Entry(self.payload("first")), True)) == self.payload("first")
+        assert overtaken(lambda: self._load(b"1:a:k", names, "other load")) == self.payload("other load")
 
     def test_generations_come_when_asked_for_and_never_again(self) -> None:
         if isinstance(self.backend, Coordinates):
-            assert list(self.backend.generations([b"t1:a:tag"])) == [None]
-            first = self.backend.begin(b"k", [b"t1:a:tag"], 0.0).generations[1]
-            assert list(self.backend.generations([b"t1:a:tag"])) == [first]
-            assert self.backend.begin(b"other", [b"t1:a:tag"], 0.0).generations[1] == first
+            assert list(self.backend.generations(b"1:a:k", [b"t1:a:tag"])) == [None]
+            first = self.backend.begin(b"1:a:k", [b"t1:a:tag"], 0.0).generations[1]
+            assert list(self.backend.generations(b"1:a:k", [b"t1:a:tag"])) == [first]
+            assert self.backend.begin(b"1:a:other", [b"t1:a:tag"], 0.0).generations[1] == first
             self.backend.revoke([b"t1:a:tag"])
-            assert list(self.backend.generations([b"t1:a:tag"])) == [None]
-            assert self.backend.begin(b"k", [b"t1:a:tag"], 0.0).generations[1] != first
+            assert list(self.backend.generations(b"1:a:k", [b"t1:a:tag"])) == [None]
+            assert self.backend.begin(b"1:a:k", [b"t1:a:tag"], 0.0).generations[1] != first
 
     def test_one_holds_the_lease_and_others_are_told_who(self) -> None:
         if not isinstance(self.backend, Coordinates):
             return
         backend = self.backend
-        held = backend.begin(b"k", [], 60.0)
+        held = backend.begin(b"1:a:k", [], 60.0)
         assert held.lease > 0
-        busy = backend.begin(b"k", [], 60.0)
+        busy = backend.begin(b"1:a:k", [], 60.0)
         assert (busy.lease, busy.holder, busy.generations) == (0, held.lease, ())
-        assert backend.renew(b"k", held.lease, 60.0) is True
-        assert backend.renew(b"k", held.lease + 1, 60.0) is False
-        assert backend.begin(b"another", [], 60.0).lease > held.lease
-        backend.end(b"k", held, failed=True)
-        after = backend.begin(b"k", [], 60.0)
+        assert backend.renew(b"1:a:k", held.lease, 60.0) is True
+        assert backend.renew(b"1:a:k", held.lease + 1, 60.0) is False
+        assert backend.begin(b"1:a:another", [], 60.0).lease > held.lease
+        backend.end(b"1:a:k", held, failed=True)
+        after = backend.begin(b"1:a:k", [], 60.0)
         assert (after.lease > held.lease, after.failed) == (True, held.lease)
-        assert backend.renew(b"k", held.lease, 60.0) is False
-        assert backend.begin(b"k", [], 60.0).failed == held.lease
-        assert backend.commit(b"k", Entry(self.payload("v")), [], after) is True
-        found = backend.begin(b"k", [], 60.0)
+        assert backend.renew(b"1:a:k", held.lease, 60.0) is False
+        assert backend.begin(b"1:a:k", [], 60.0).failed == held.lease
+        assert backend.commit(b"1:a:k", Entry(self.payload("v")), [], after) is True
+        found = backend.begin(b"1:a:k", [], 60.0)
         assert found.lease > after.lease
         assert found.entry is not None
         assert found.entry.value == self.payload("v")
@@ -124,37 +124,37 @@ class LoadSuite(Suite):
     def test_a_load_without_an_entry_leaves_nothing_behind(self) -> None:
         if isinstance(self.backend, Coordinates):
             for seconds in (0.0, 60.0):
-                begun = self.backend.begin(b"k", [], seconds)
-                assert list(self.backend.generations([b"kk"])) == [begun.generations[0]]
-                self.backend.end(b"k", begun._replace(generations=()), failed=False)  # the lease alone
-                assert list(self.backend.generations([b"kk"])) == [begun.generations[0]]
-                assert self.backend.begin(b"k", [], 60.0).lease > begun.lease
-                self.backend.delete(b"k")
-                begun = self.backend.begin(b"k", [], seconds)
-                self.backend.end(b"k", begun, failed=False)
-                assert list(self.backend.generations([b"kk"])) == [None]
+                begun = self.backend.begin(b"1:a:k", [], seconds)
+                assert list(self.backend.generations(b"1:a:k", [b"k1:a:k"])) == [begun.generations[0]]
+                self.backend.end(b"1:a:k", begun._replace(generations=()), failed=False)  # the lease alone
+                assert list(self.backend.generations(b"1:a:k", [b"k1:a:k"])) == [begun.generations[0]]
+                assert self.backend.begin(b"1:a:k", [], 60.0).lease > begun.lease
+                self.backend.delete(b"1:a:k")
+                begun = self.backend.begin(b"1:a:k", [], seconds)
+                self.backend.end(b"1:a:k", begun, failed=False)
+                assert list(self.backend.generations(b"1:a:k", [b"k1:a:k"])) == [None]
 
     def test_nobody_waits_for_a_load_that_is_invalidated(self) -> None:
         if isinstance(self.backend, Coordinates):
-            doomed = self.backend.begin(b"k", [b"t1:a:tag"], 60.0)
+            doomed = self.backend.begin(b"1:a:k", [b"t1:a:tag"], 60.0)
             self.backend.revoke([b"t1:a:tag"])
-            next_one = self.backend.begin(b"k", [b"t1:a:tag"], 60.0)
+            next_one = self.backend.begin(b"1:a:k", [b"t1:a:tag"], 60.0)
             assert next_one.lease > doomed.lease
-            assert self.backend.commit(b"k", Entry(self.payload("old")), [b"t1:a:tag"], doomed) is False
-            assert self.backend.renew(b"k", next_one.lease, 60.0) is True
+            assert self.backend.commit(b"1:a:k", Entry(self.payload("old")), [b"t1:a:tag"], doomed) is False
+            assert self.backend.renew(b"1:a:k", next_one.lease, 60.0) is True
 
     def test_replace_compares_and_swaps(self) -> None:
         if isinstance(self.backend, Coordinates):
             one, two = Entry(self.payload("one")), Entry(self.payload("two"))
-            assert self.backend.replace(b"k", None, one, True) is True
-            assert self.backend.replace(b"k", None, two, True) is False
-            found = self.backend.get(b"k")
-            assert self.backend.replace(b"k", Entry(self.payload("other")), two, True) is False
-            assert self.backend.replace(b"k", found, two, True) is True
-            assert self._stored(b"k") == self.payload("two")
-            begun = self.backend.begin(b"k", [], 0.0)
-            assert self.backend.replace(b"k", begun.entry, one, False) is True
-            assert self.backend.commit(b"k", Entry(self.payload("loaded")), [], begun) is True
+            assert self.backend.replace(b"1:a:k", None, one, True) is True
+            assert self.backend.replace(b"1:a:k", None, two, True) is False
+            found = self.backend.get(b"1:a:k")
+            assert self.backend.replace(b"1:a:k", Entry(self.payload("other")), two, True) is False
+            assert self.backend.replace(b"1:a:k", found, two, True) is True
+            assert self._stored(b"1:a:k") == self.payload("two")
+            begun = self.backend.begin(b"1:a:k", [], 0.0)
+            assert self.backend.replace(b"1:a:k", begun.entry, one, False) is True
+            assert self.backend.commit(b"1:a:k", Entry(self.payload("loaded")), [], begun) is True
 
     def _stored(self, key: bytes) -> Any:
         found = self.backend.get(key)

@@ -123,7 +123,7 @@ def _own_terms(space: Space, request: Request, stored: bytes) -> Flow[Terms]:
 def touch(space: Space, key: Key, ttl: Ttl | Missing, counters: Counters) -> Flow[bool]:
     """Begin the entry's life anew, with its own ttl or another; whether it was there."""
     while True:
-        found = yield from look(space, key, counters, copy=False)
+        found = yield from look(space, key, counters, copy=False, near=False)
         if found is None or found.verdict is not Verdict.FRESH:
             return False
         seconds = found.entry.ttl if ttl is MISSING else lifetime(ttl, found.entry.value)
@@ -135,9 +135,10 @@ def touch(space: Space, key: Key, ttl: Ttl | Missing, counters: Counters) -> Flo
             return bool(done)
 
 
-def get(space: Space, key: Key, counters: Counters) -> Flow[Entry | None]:
-    """The fresh entry, counted as hit or miss."""
-    entry = _direct((yield from look(space, key, counters)))
+def get(space: Space, key: Key, counters: Counters, raw: Entry | None = None) -> Flow[Entry | None]:
+    """The fresh entry, counted as hit or miss; if the backend has given it already, as `raw`."""
+    found = yield from (look(space, key, counters) if raw is None else examine(space, key, raw, counters))
+    entry = _direct(found)
     if entry is None:
         counters.add("misses")
         return None
@@ -225,21 +226,32 @@ def get_many(space: Space, wanted: Sequence[Key], counters: Counters) -> Flow[di
                 found[key.text] = entry.value
         return found
     stored = {space.stored(key.text): key for key in wanted}
+    glanced = getattr(space.payloads, "glanced", None) if hasattr(space.backend, "get_values") else None
     try:
-        raws: Mapping[bytes, Entry] = yield Call("get_many", (list(stored),))
+        raws: Mapping[bytes, Any] = yield Call("get_values" if glanced else "get_many", (list(stored),))
     except Exception as error:
         space.backend_failed("get", error, counters)
         raws = {}
-    found = {}
+    found, hits, misses, saved, now = {}, 0, 0, 0.0, (yield Now())
     for raw_key, key in stored.items():
         raw = raws.get(raw_key)
-        entry = _direct(None if raw is None else (yield from examine(space, key, raw, counters)))
-        if entry is None:
-            counters.add("misses")
+        seen = glanced(raw_key, raw, now) if glanced and raw is not None else None
+        if seen is None:
+            seen = None if raw is None else (yield from _examined(space, key, Entry(raw) if glanced else raw, counters))
+        if seen is None:
+            misses += 1
         else:
-            counters.hit(entry.cost)
-            found[key.text] = entry.value
+            hits, saved = hits + 1, saved + seen[1]
+            found[key.text] = seen[0]
+    counters.add("hits", hits)
+    counters.add("misses", misses)
+    counters.add("seconds_saved", saved)
     return found
+
+
+def _examined(space: Space, key: Key, raw: Entry, counters: Counters) -> Flow[tuple[Any, float] | None]:
+    entry = _direct((yield from examine(space, key, raw, counters)))
+    return None if entry is None else (entry.value, entry.cost)
 
 
 def set_many(space: Space, values: Mapping[str, object], wanted: Sequence[Key], counters: Counters, *, ttl: Ttl) -> Flow[None]:

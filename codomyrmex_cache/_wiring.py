@@ -8,20 +8,23 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
+from codomyrmex_cache._duration import Duration, to_seconds
 from codomyrmex_cache._entry import Clock
 from codomyrmex_cache._payload import ObjectPayloads, Payloads
 from codomyrmex_cache._space import OnError, Space
-from codomyrmex_cache.backends.base import Backend
+from codomyrmex_cache.backends.base import Backend, namespace_prefix
 from codomyrmex_cache.backends.in_memory import DEFAULT_MAX_ENTRIES, InMemoryBackend, check_max_entries
 from codomyrmex_cache.errors import CacheConfigurationError
 from codomyrmex_cache.stats import Counters
 
 if TYPE_CHECKING:
+    from codomyrmex_cache._near import Near
     from codomyrmex_cache._secret import Secret
     from codomyrmex_cache.backends._database import Durability
     from codomyrmex_cache.codecs import Codec
@@ -40,6 +43,9 @@ _COMPRESSED, _COMPRESSED_ON_REDIS = 16 * 1024, 64 * 1024
 """Bytes from which on compressing pays: deflating 1 MB takes ten times as long as writing it to a file."""
 
 DEFAULT_MAX_VALUE_BYTES = 256 * 2**20
+
+NEAR_SECONDS, _LEAST_NEAR_SECONDS = 5.0, 0.1
+"""How old an answer of the near cache may be, and how little can be asked for."""
 
 BUILT_IN = ("in_memory", "file_based", "redis")
 
@@ -60,6 +66,8 @@ class StoreOptions(TypedDict, total=False):
     max_value_bytes: int | None
     durability: Durability | None
     mmap: bool | None
+    near: bool | Duration | None
+    slots: int | None
     clock: Clock | None
     on_error: OnError | None
 
@@ -86,11 +94,14 @@ class Options:
             Redis).
         encrypt: AES-256-GCM (needs a secret and codomyrmex_cache[crypto]).
         types: classes that values may be of, beside plain data; for functions their return annotation names them.
-        max_entries: bound of an in-memory namespace (10,000) or a file-based one (none).
-        max_bytes: bound of a file-based namespace (1 GiB).
-        max_value_bytes: of one encoded value; larger ones are not stored (256 MiB).
+        max_entries: bound of an in-memory namespace or a near cache (10,000), or a file-based namespace (none).
+        max_bytes: bound of a file-based namespace (1 GiB) or a near cache (64 MiB).
+        max_value_bytes: of one encoded value; larger ones are not stored (256 MiB, on Redis 8 MiB).
         durability: of files: "kill" (default) survives the process, "power" the machine.
         mmap: map large payloads of files into memory instead of reading them.
+        near: of Redis: answer from this process's memory what it has read lately; `True`, or how old an answer may be when the
+            server cannot be heard (5 s).
+        slots: parts over which the namespace is spread in a Redis Cluster (1); all who share it must say the same.
         clock: seconds; for tests.
         on_error: what a failing backend does to a call, "bypass" (nothing) or "raise".
         strict: raise what is wrong with an entry that cannot be read, instead of taking it as a miss.
@@ -109,6 +120,8 @@ class Options:
     max_value_bytes: int | None = None
     durability: Durability | None = None
     mmap: bool | None = None
+    near: bool | Duration | None = None
+    slots: int | None = None
     clock: Clock | None = None
     on_error: OnError | None = None
     strict: bool | None = None
@@ -136,17 +149,40 @@ class Options:
             raise CacheConfigurationError(f"codec={self.codec!r}: give {', '.join(map(repr, _CODECS))}, or a codecs.Codec")
         if self.durability not in (None, "kill", "power"):
             raise CacheConfigurationError(f'durability={self.durability!r}: give "kill" or "power"')
+        if near_bound(self.near) is not None and self.backend in ("in_memory", "file_based"):
+            raise CacheConfigurationError(_NEAR_WHERE.format(self.near, self.backend))
         if self.types is not None and not all(isinstance(kind, type) for kind in self.types):
             raise CacheConfigurationError(f"types={self.types!r}: give a list of classes")
         if self.url is not None and self.backend in (None, "redis"):
-            from codomyrmex_cache.backends.redis import check_url
+            from codomyrmex_cache.backends._target import check_url
 
             check_url(self.url)
+        if self.slots is not None:
+            from codomyrmex_cache.backends._layout import Layout
+
+            Layout(self.slots)
 
     def over(self, defaults: Options) -> Options:
         """These options, completed by `defaults`."""
         said = {field.name: getattr(self, field.name) for field in fields(Options)}
         return replace(defaults, **{name: value for name, value in said.items() if value is not None})
+
+
+_NEAR_WHERE = 'near={!r}: the near cache is of backend="redis", and this is {}'
+
+
+def near_bound(near: bool | Duration | None) -> float | None:
+    """Seconds that an answer of the near cache may be older than the server's; `None` for no near cache.
+
+    Raises:
+        CacheConfigurationError: it is no duration, or too short for a check to be answered.
+    """
+    if near is None or near is False:
+        return None
+    seconds = NEAR_SECONDS if near is True else to_seconds(near, "near")
+    if seconds < _LEAST_NEAR_SECONDS:
+        raise CacheConfigurationError(f"near={near!r}: give True, or {_LEAST_NEAR_SECONDS:g} seconds or more")
+    return seconds
 
 
 def check_namespace(name: object) -> str:
@@ -182,6 +218,8 @@ def combined(name: str, first: Options, second: Options) -> Options:
 def _same(option: str, old: Any, new: Any) -> bool:
     if option == "directory":
         return str(os.path.abspath(old)) == str(os.path.abspath(new))
+    if option == "near":
+        return near_bound(old) == near_bound(new)
     return old is new or (isinstance(old, (str, int, bytes, list, tuple)) and old == new)
 
 
@@ -205,13 +243,36 @@ def resolved(options: Options, environment: Mapping[str, str]) -> Options:
     return replace(chosen, secret=secret)
 
 
-def open_space(name: str, options: Options, counters: dict[str, Counters], results: Results) -> Space:
-    """Wire a namespace to its backend; nothing is connected or created yet, except a missing secret."""
-    backend = _make_backend(name, options)
+def open_space(
+    name: str, options: Options, counters: dict[str, Counters], results: Results, wires: MutableMapping[str, Any]
+) -> Space:
+    """Wire a namespace to its backend; nothing is connected or created yet, except a missing secret.
+
+    `wires` are the connections to servers that the namespaces of a manager share.
+    """
+    backend = _make_backend(name, options, wires)
     is_object = backend.payload == "object"
     payloads = ObjectPayloads() if is_object else _sealed_payloads(name, options, backend, results)
     clock = options.clock or (time.monotonic if is_object else time.time)
-    return Space(name, backend, payloads, clock, options.on_error or "bypass", counters, strict=bool(options.strict))
+    near = _make_near(name, options, backend, clock)
+    return Space(
+        name, backend, payloads, clock, options.on_error or "bypass", counters, strict=bool(options.strict), near=near
+    )  # fmt: skip
+
+
+def _make_near(name: str, options: Options, backend: Backend, clock: Clock) -> Near | None:
+    bound = near_bound(options.near)
+    if bound is None:
+        return None
+    from codomyrmex_cache._near import DEFAULT_NEAR_BYTES, Near
+    from codomyrmex_cache.backends._tracking import TellsChanges, Tracker
+
+    if not isinstance(backend, TellsChanges):
+        raise CacheConfigurationError(_NEAR_WHERE.format(options.near, type(backend).__name__))
+    return Near(
+        name, bound, clock, partial(Tracker, backend, namespace_prefix(name), bound),
+        max_entries=options.max_entries or DEFAULT_MAX_ENTRIES, max_bytes=options.max_bytes or DEFAULT_NEAR_BYTES,
+    )  # fmt: skip
 
 
 def _sealed_payloads(name: str, options: Options, backend: Backend, results: Results) -> Payloads:
@@ -231,11 +292,12 @@ def _sealed_payloads(name: str, options: Options, backend: Backend, results: Res
 
     return SealedPayloads(
         name, seal, make_coder, Types(*(options.types or ())), results,
-        chunked=bool(getattr(backend, "chunked", False)), most=options.max_value_bytes or DEFAULT_MAX_VALUE_BYTES,
+        chunked=bool(getattr(backend, "chunked", False)),
+        most=options.max_value_bytes or int(getattr(backend, "max_value_bytes", DEFAULT_MAX_VALUE_BYTES)),
     )  # fmt: skip
 
 
-def _make_backend(name: str, options: Options) -> Backend:
+def _make_backend(name: str, options: Options, wires: MutableMapping[str, Any]) -> Backend:
     if not isinstance(options.backend, str):
         assert options.backend is not None
         return options.backend
@@ -253,7 +315,7 @@ def _make_backend(name: str, options: Options) -> Backend:
     if options.backend == "redis":
         from codomyrmex_cache.backends.redis import RedisBackend
 
-        return RedisBackend(options.url or "")
+        return RedisBackend(options.url or "", slots=options.slots or 1, wires=wires)
     factory: Callable[..., Any] = _registered()[options.backend].load()
     return cast(Backend, factory(url=options.url) if options.url else factory())
 

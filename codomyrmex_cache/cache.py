@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from inspect import iscoroutine
 from threading import Lock
@@ -20,13 +20,14 @@ from codomyrmex_cache._entry import MISSING, Entry, Missing
 from codomyrmex_cache._flow import call
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache._policy import Rules, Ttl, validated_ttl
-from codomyrmex_cache._quick import QuickGet, QuickSet, quick_ways
+from codomyrmex_cache._quick import QuickGet, QuickSet, Seen, quick_ways
 from codomyrmex_cache._space import Space
+from codomyrmex_cache._totals import Found, Tally, follow, state_of, stats_of, tally_of
 from codomyrmex_cache._wiring import Options, check_namespace, combined, open_space, resolved
 from codomyrmex_cache.errors import CacheConfigurationError
 from codomyrmex_cache.keys import direct_key
 from codomyrmex_cache.locks import CacheLock
-from codomyrmex_cache.stats import CacheStats, Counters
+from codomyrmex_cache.stats import CacheStats, Counters, Scope
 
 __all__ = ["Cache"]
 
@@ -49,13 +50,15 @@ class Cache:
     ({'answer': 42}, '?')
     """
 
-    def __init__(self, name: str, options: Options) -> None:
+    def __init__(self, name: str, options: Options, wires: MutableMapping[str, Any] | None = None) -> None:
         self.name = check_namespace(name)
         self._options = options
+        self._wires = {} if wires is None else wires
         self._counters: dict[str, Counters] = {"": Counters()}
         self._results: dict[str, tuple[Callable[..., Any], Sequence[type]]] = {}
         self._direct = self._counters[""]
         self._space: Space | None = None
+        self._tally: Tally | None = None
         self._quick: tuple[QuickGet, QuickSet] | None = None
         self._lock = Lock()
         renew_after_fork(self)
@@ -74,15 +77,22 @@ class Cache:
     def get(self, key: str, default: D) -> Any | D: ...
     def get(self, key: str, default: Any = None) -> Any:
         """The value under `key`, or `default` if there is none (`None` is a value like any other)."""
+        raw = None
         if self._quick is not None:
-            value = self._quick[0](key)
-            if value is not MISSING:
+            value = self._quick[0](key, default)
+            if type(value) is Seen:
+                raw = value.raw
+            elif value is not MISSING:
                 return value
-        entry = run(self.space, verbs.get(self.space, direct_key(key), self._direct))
+        entry = run(self.space, verbs.get(self.space, direct_key(key), self._direct, raw))
         return default if entry is None else entry.value
 
     async def aget(self, key: str, default: Any = None) -> Any:
         """`get` for event loops."""
+        if self._quick is not None and self._space is not None and self._space.near is not None:  # which does no I/O
+            value = self._quick[0](key, default)
+            if value is not MISSING:
+                return value
         entry = await arun(self.space, verbs.get(self.space, direct_key(key), self._direct))
         return default if entry is None else entry.value
 
@@ -267,10 +277,37 @@ class Cache:
         """`clear` for event loops."""
         return await arun(self.space, verbs.clear(self.space, "", self._direct))
 
-    def stats(self) -> CacheStats:
-        """What happened here so far, by decorated functions and direct calls together."""
-        parts = [counters.snapshot() for counters in list(self._counters.values())]
-        return replace(CacheStats.merge(parts), size=self.size())
+    def stats(self, scope: Scope = "process") -> CacheStats:
+        """What happened here so far, by decorated functions and direct calls together.
+
+        Args:
+            scope: "process", or "all": every process on every host that shares the store, with what this one has counted until
+                now and what the others had added about ten seconds ago.  In memory that is this process.
+
+        Raises:
+            CacheConfigurationError: "all" for a shared store that keeps no totals, such as files.
+        """
+        tally = tally_of(self.space, self._tally, scope)
+        return self._told(None if tally is None else tally.read(), self.size())
+
+    async def astats(self, scope: Scope = "process") -> CacheStats:
+        """`stats` for event loops."""
+        tally = tally_of(self.space, self._tally, scope)
+        found = None if tally is None else await tally.aread()
+        if self.space.backend.payload == "object" or not hasattr(self.space.backend, "count"):
+            return self._told(found, self.size())
+        import asyncio  # see `_drive`
+
+        return self._told(found, await asyncio.to_thread(self.size))
+
+    def _told(self, found: Found | None, size: int | None) -> CacheStats:
+        if found is not None and found.problem is not None:
+            self.space.backend_failed("keep totals", found.problem, self._direct)
+        state = state_of(self.space.backend)
+        if found is None or found.amounts is None:
+            parts = [counters.snapshot() for counters in list(self._counters.values())]
+            return replace(CacheStats.merge(parts), size=size, backend=state)
+        return stats_of(found.amounts, size, state)
 
     def size(self, prefix: str = "") -> int | None:
         """Entries stored, expired ones not yet dropped included; `None` where the backend cannot count cheaply."""
@@ -285,12 +322,20 @@ class Cache:
 
     def close(self) -> None:
         """Release files and connections; a later use opens them again."""
+        if self._tally is not None:
+            self._tally.flush()
         if self._space is not None:
+            if self._space.near is not None:
+                self._space.near.close()
             self._space.backend.close()
 
     async def aclose(self) -> None:
         """`close` for event loops, which also closes the running loop's connections."""
+        if self._tally is not None:
+            await self._tally.aflush()
         if self._space is not None:
+            if self._space.near is not None:
+                self._space.near.close()
             close = getattr(self._space.backend, "aclose", None)
             await close() if close is not None else self._space.backend.close()
 
@@ -303,7 +348,9 @@ class Cache:
             with self._lock:
                 if self._space is None:
                     self._options = resolved(self._options, os.environ)
-                    self._space = open_space(self.name, self._options, self._counters, self._results)
+                    space = open_space(self.name, self._options, self._counters, self._results, self._wires)
+                    self._tally = follow(self, space)
+                    self._space = space  # from here on others see both
                     self._quick = quick_ways(self._space, self._direct)
         return self._space
 

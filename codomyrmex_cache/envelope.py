@@ -182,6 +182,28 @@ class Seal:
             return None
         return created, fresh_until, cost, codec, sealed[_BODY:]
 
+    def glance_call(
+        self, key: bytes, sealed: bytes, digest: bytes, awaited: bool
+    ) -> tuple[float, float, float, int, bytes] | None:
+        """The same for a function's value without tags, of the call with this digest."""
+        if len(sealed) < _BODY or self._ciphers:
+            return None
+        mac = self._macs.get(sealed[_KEY_ID])
+        if mac is None or not hmac.compare_digest(
+            mac.two(len(key).to_bytes(8, "big") + key, sealed[_MAC_SIZE:]), sealed[:_MAC_SIZE]
+        ):
+            return None
+        _, version, codec, flags, _, created, fresh, _, cost, length, buffers, parts, generations = _HEAD.unpack_from(
+            sealed, _MAC_SIZE
+        )
+        if version != VERSION or flags != (_DIGESTED | _AWAITED * awaited) or buffers or generations:
+            return None
+        middle = _BODY + _DIGEST_SIZE
+        if not hmac.compare_digest(sealed[_BODY:middle], self._keyed(digest, self._digest_key)):
+            return None
+        main = sealed[middle + parts :]
+        return (created, fresh, cost, codec, main) if len(main) == length else None
+
     def kept_parts(self, parts: Sequence[tuple[str, bytes]]) -> tuple[tuple[str, bytes], ...]:
         """The parts of a key as an entry shows them: keyed, so that who reads the store cannot try values against them."""
         return tuple((name, blake2b(short, digest_size=_PART_SIZE, key=self._digest_key).digest()) for name, short in parts)

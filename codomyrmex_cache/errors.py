@@ -17,6 +17,7 @@ __all__ = [
     "CacheKeyError",
     "CacheStreamError",
     "CacheTimeoutError",
+    "CircuitOpenError",
     "EnvelopeError",
     "UnkeyableError",
     "ValueTooLargeError",
@@ -55,6 +56,10 @@ class CacheBackendError(CacheError):
 
 class CacheConnectionError(CacheBackendError):
     """`incr`, `add` or `lock` could not be carried out: unlike a lookup, they have no answer without their backend."""
+
+
+class CircuitOpenError(CacheConnectionError):
+    """The backend has failed several times in a row and is left alone until the next probe."""
 
 
 class CacheTimeoutError(CacheError, TimeoutError):

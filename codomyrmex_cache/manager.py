@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from threading import Lock
-from typing import Unpack, overload
+from typing import Any, Unpack, overload
 
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache._wiring import CacheOptions, Options, check_namespace
 from codomyrmex_cache.backends.base import Backend
 from codomyrmex_cache.cache import Cache
-from codomyrmex_cache.stats import CacheStats
+from codomyrmex_cache.stats import CacheStats, Scope
 
 __all__ = ["CacheManager", "get_cache"]
 
@@ -37,6 +37,7 @@ class CacheManager:
     ) -> None:
         self._defaults = Options(**options)
         self._caches: dict[str, Cache] = {}
+        self._wires: dict[str, Any] = {}  # connections to servers, which the namespaces share
         self._lock = Lock()
         renew_after_fork(self)
 
@@ -56,6 +57,7 @@ class CacheManager:
             codec, compress, encrypt, types: how values become bytes.
             max_entries, max_bytes, max_value_bytes: bounds.
             durability, mmap: of files.
+            near: answer from this process's memory what it has read from Redis lately; `True` or a bound on the age.
             clock, on_error, strict: seconds for tests; what failures do.  README, "The decorator" and "Settings", has them all.
 
         Raises:
@@ -66,25 +68,30 @@ class CacheManager:
         with self._lock:
             found = self._caches.get(name)
             if found is None:
-                found = self._caches[name] = Cache(name, said.over(self._defaults))
+                found = self._caches[name] = Cache(name, said.over(self._defaults), self._wires)
                 return found
         found.configure(said)
         return found
 
     @overload
-    def stats(self, namespace: str) -> CacheStats: ...
+    def stats(self, namespace: str, *, scope: Scope = "process") -> CacheStats: ...
     @overload
-    def stats(self) -> dict[str, CacheStats]: ...
-    def stats(self, namespace: str | None = None) -> CacheStats | dict[str, CacheStats]:
-        """The statistics of one namespace, or a mapping of all."""
+    def stats(self, *, scope: Scope = "process") -> dict[str, CacheStats]: ...
+    def stats(self, namespace: str | None = None, *, scope: Scope = "process") -> CacheStats | dict[str, CacheStats]:
+        """The statistics of one namespace, or a mapping of all of this manager.
+
+        Args:
+            namespace: its name.
+            scope: "process", or "all" processes and hosts; see `Cache.stats`.
+        """
         if namespace is not None:
             found = self._caches.get(namespace)
-            return CacheStats() if found is None else found.stats()
-        return {name: cache.stats() for name, cache in sorted(self._caches.items())}
+            return CacheStats() if found is None else found.stats(scope)
+        return {name: cache.stats(scope) for name, cache in sorted(self._caches.items())}
 
-    def total(self) -> CacheStats:
-        """The sum over all namespaces."""
-        return CacheStats.merge(cache.stats() for cache in list(self._caches.values()))
+    def total(self, *, scope: Scope = "process") -> CacheStats:
+        """The sum over all namespaces of this manager, in this process or in "all"."""
+        return CacheStats.merge(cache.stats(scope) for cache in list(self._caches.values()))
 
     def report(self) -> str:
         """The statistics as a table for people, one line a namespace."""

@@ -18,23 +18,32 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 from types import MappingProxyType
+from typing import Literal
 
 from codomyrmex_cache._fork import renew_after_fork
 
 __all__ = ["CacheStats", "Counters"]
 
-_SUMMED = (
+SUMMED = (
     "hits", "stale_hits", "coalesced", "misses", "bypasses", "sets", "deletes", "evictions", "expirations",
     "loads", "load_errors", "load_seconds", "seconds_saved",
 )  # fmt: skip
+
+STATES = ("", "closed", "half_open", "open")
+"""Of a backend's circuit breaker, the worst last."""
+
+Scope = Literal["process", "all"]
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
     """What happened in one function, namespace or manager up to the moment of the call.
 
+    In this process, unless `scope="all"` was asked for.
+
     Seconds are wall seconds; `seconds_saved` adds up, for each hit, what the load of its entry took.
-    `size` is the number of entries, `None` where a backend cannot count cheaply.
+    `size` is the number of entries, `None` where a backend cannot count cheaply.  `backend` is the state of its circuit
+    breaker in this process: "closed", "half_open", "open" (it does not answer and is left alone), or "" where there is none.
     """
 
     hits: int = 0
@@ -53,6 +62,7 @@ class CacheStats:
     seconds_saved: float = 0.0
     size: int | None = 0
     errors: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    backend: str = ""
 
     @property
     def calls(self) -> int:
@@ -72,7 +82,7 @@ class CacheStats:
 
     @classmethod
     def merge(cls, parts: Iterable[CacheStats]) -> CacheStats:
-        """The sum of several snapshots; `size` is `None` if any part's is.
+        """The sum of several snapshots; `size` is `None` if any part's is; `backend` is the worst of theirs.
 
         >>> CacheStats.merge([CacheStats(hits=1), CacheStats(hits=2)]).hits
         3
@@ -83,10 +93,11 @@ class CacheStats:
             errors.update(part.errors)
         sizes = [part.size for part in parts]
         return cls(
-            **{name: sum(getattr(part, name) for part in parts) for name in _SUMMED},
+            **{name: sum(getattr(part, name) for part in parts) for name in SUMMED},
             load_seconds_max=max((part.load_seconds_max for part in parts), default=0.0),
             size=None if None in sizes else sum(size for size in sizes if size is not None),
             errors=MappingProxyType(dict(errors)),
+            backend=max((part.backend for part in parts), key=STATES.index, default=""),
         )
 
 
@@ -98,7 +109,7 @@ class Counters:
     Everything colder goes through `add`, which locks.
     """
 
-    __slots__ = (*_SUMMED, "__weakref__", "_errors", "_lock", "load_seconds_max")
+    __slots__ = (*SUMMED, "__weakref__", "_errors", "_lock", "load_seconds_max")
 
     hits: int
     loads: int
@@ -112,7 +123,7 @@ class Counters:
         renew_after_fork(self)
 
     def _reset(self) -> None:
-        for name in _SUMMED:
+        for name in SUMMED:
             setattr(self, name, 0.0 if "seconds" in name else 0)
         self.load_seconds_max = 0.0
         self._errors: Counter[str] = Counter()
@@ -123,7 +134,7 @@ class Counters:
             self.hits += 1
             self.seconds_saved += saved
 
-    def add(self, name: str, amount: int = 1) -> None:
+    def add(self, name: str, amount: float = 1) -> None:
         """Add to the counter of this name."""
         with self._lock:
             setattr(self, name, getattr(self, name) + amount)
@@ -146,7 +157,7 @@ class Counters:
         """The counters as they are now."""
         with self._lock:
             return CacheStats(
-                **{name: getattr(self, name) for name in _SUMMED},
+                **{name: getattr(self, name) for name in SUMMED},
                 load_seconds_max=self.load_seconds_max,
                 size=size,
                 errors=MappingProxyType(dict(self._errors)),

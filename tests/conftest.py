@@ -60,6 +60,10 @@ class Server:
                         raise
                     time.sleep(0.01)  # polling until the server answers; nothing is assumed from the time passed
 
+    def client(self) -> redis.Redis:
+        """A client of redis-py, to be used as a context manager."""
+        return redis.Redis(unix_socket_path=str(self.socket))
+
     def flush(self) -> None:
         with redis.Redis(unix_socket_path=str(self.socket)) as client:
             client.flushall()

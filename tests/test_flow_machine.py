@@ -202,7 +202,8 @@ class Machine(RuleBasedStateMachine, World):
         if entry is None or not (entry.fresh_until is None or self.clock() < entry.fresh_until):
             return False
         names = [name for name, _ in entry.generations]
-        alive = tuple(self.backend.generations(names)) == tuple(generation for _, generation in entry.generations)
+        stored = self.processes[0].space.stored(KEYS[record.key].text)
+        alive = tuple(self.backend.generations(stored, names)) == tuple(generation for _, generation in entry.generations)
         return alive and (not entry.raised or bool(record.rules.errors))
 
     def loaded(self, execution: Execution) -> None:

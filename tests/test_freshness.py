@@ -683,11 +683,12 @@ def test_a_touch_prolongs_the_servers_own_life(valkey: Server, clock: FakeClock)
 
     function()
     space = function.cache.space
-    key = b"cmxc:" + space.stored(function.key())
-    space.backend.client.pexpire(key, 5_000)  # as if the server's clock had gone on
-    clock.advance(995)
-    function()
-    assert 990_000 < space.backend.client.pttl(key) <= 1_000_000
+    key = space.backend.server_key(space.stored(function.key()))
+    with valkey.client() as client:
+        client.pexpire(key, 5_000)  # as if the server's clock had gone on
+        clock.advance(995)
+        function()
+        assert 990_000 < client.pttl(key) <= 1_000_000  # type: ignore[operator]
     manager.close()
 
 

@@ -204,15 +204,17 @@ def test_a_caller_cancelled_while_it_gets_the_lease_does_not_keep_it(store: Stor
         raise AssertionError("cancelled before")
 
     async def main() -> None:
-        got, go_on, abegin = asyncio.Event(), asyncio.Event(), backend.abegin
+        got, go_on = asyncio.Event(), asyncio.Event()
+        where, name = (backend._wire, "asend") if store.backend == "redis" else (backend, "abegin")
+        begin = getattr(where, name)
 
         async def slow(*arguments: Any) -> Any:  # the lease is there, the answer is on its way
-            begun = await abegin(*arguments)
+            begun = await begin(*arguments)
             got.set()
             await go_on.wait()
             return begun
 
-        backend.abegin = slow
+        setattr(where, name, slow)
         task = asyncio.ensure_future(function_on(manager, "early", never)("k"))
         await got.wait()
         task.cancel()

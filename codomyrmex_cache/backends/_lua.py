@@ -5,10 +5,12 @@ All keys are in KEYS.  Times are lives in milliseconds on the server's clock.  A
 the load is doomed, and nobody need wait for it.
 """
 
-__all__ = ["BEGIN", "COMMIT", "DISCARD", "END", "RENEW", "REPLACE"]
+__all__ = ["ADD_TOTALS", "BEGIN", "COMMIT", "DISCARD", "END", "FORGO", "REMOVE", "RENEW", "REPLACE", "TOTALS", "WRITE"]
 
 BEGIN = b"""
--- KEYS: entry, lease, last token, generations...   ARGV: life of the lease (0: none), new generation, life of a generation
+-- KEYS: entry, lease, last token, generations...
+-- ARGV: life of the lease (0: none), new generation, life of a generation,
+--   1 if an entry that is there is all that is wanted, 2 if the generations are too
 local function ours(command, key, ...)  -- what somebody else has put under our key goes
   local found = redis.pcall(command, key, ...)
   if type(found) == 'table' and found.err then
@@ -19,7 +21,12 @@ local function ours(command, key, ...)  -- what somebody else has put under our 
 end
 local reply = {ours('GET', KEYS[1]), 0, 0, 0}
 local generations = {}
+if reply[1] and ARGV[4] == '1' then return reply[1] end
 for i = 4, #KEYS do generations[i - 3] = ours('GET', KEYS[i]) or '' end
+if reply[1] and ARGV[4] == '2' then
+  for i = 4, #KEYS do reply[i + 1] = generations[i - 3] end
+  return reply
+end
 if ARGV[1] ~= '0' then
   local held = ours('HMGET', KEYS[2], 't', 'f', 'g')
   reply[4] = held[2] or 0
@@ -45,7 +52,7 @@ if ARGV[1] ~= '0' then
     reply[2] = now[1] * 1000000 + now[2]
     redis.call('SET', KEYS[3], string.format('%.0f', reply[2]))
   end
-  redis.call('HSET', KEYS[2], 't', string.format('%.0f', reply[2]), 'g', table.concat(generations))
+  redis.call('HSET', KEYS[2], 't', string.format('%.0f', reply[2]), 'g', table.concat(generations), 'n', ARGV[2])
   redis.call('PEXPIRE', KEYS[2], ARGV[1])
 end
 return reply
@@ -85,11 +92,17 @@ local ours = ARGV[1] == '0' or redis.call('HGET', KEYS[1], 't') == ARGV[1]
 if ours and redis.call('GET', KEYS[2]) == ARGV[3] then redis.call('DEL', KEYS[2]) end
 if redis.call('HGET', KEYS[1], 't') == ARGV[1] then
   if ARGV[2] == '1' then
-    redis.call('HDEL', KEYS[1], 't', 'g')
+    redis.call('HDEL', KEYS[1], 't', 'g', 'n')
     redis.call('HSET', KEYS[1], 'f', ARGV[1])
     redis.call('PEXPIRE', KEYS[1], 10000)
   else redis.call('DEL', KEYS[1]) end
 end
+"""
+
+FORGO = b"""
+-- KEYS: lease   ARGV: the new generation that was offered for it.  For who has not heard whether the lease was got.
+local found = redis.pcall('HGET', KEYS[1], 'n')
+if found == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
 RENEW = b"""
@@ -115,4 +128,52 @@ DISCARD = b"""
 -- KEYS: entry   ARGV: the value that it is to have
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
+"""
+
+WRITE = b"""
+-- KEYS: entry, generation of its key, entry, generation of its key...   ARGV: value, its life (0: for ever), value, its life...
+for i = 1, #KEYS, 2 do
+  if ARGV[i + 1] == '0' then redis.call('SET', KEYS[i], ARGV[i]) else redis.call('SET', KEYS[i], ARGV[i], 'PX', ARGV[i + 1]) end
+  redis.call('DEL', KEYS[i + 1])
+end
+"""
+
+REMOVE = b"""
+-- KEYS: entry, generation of its key, entry, generation of its key...   Answers how many entries there were.
+local count = 0
+for i = 1, #KEYS, 2 do
+  redis.call('DEL', KEYS[i + 1])
+  count = count + redis.call('UNLINK', KEYS[i])
+end
+return count
+"""
+
+ADD_TOTALS = b"""
+-- KEYS: totals   ARGV: name, amount, name, amount...   Of names that begin with "max:" the largest amount is kept.
+local kind = redis.call('TYPE', KEYS[1]).ok  -- what somebody else has put there goes, before anything is added
+if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
+for i = 1, #ARGV, 2 do
+  local found = redis.call('HGET', KEYS[1], ARGV[i])
+  if found and not tonumber(found) then redis.call('HDEL', KEYS[1], ARGV[i]) end
+end
+for i = 1, #ARGV, 2 do
+  if string.sub(ARGV[i], 1, 4) ~= 'max:' then redis.call('HINCRBYFLOAT', KEYS[1], ARGV[i], ARGV[i + 1])
+  elseif tonumber(ARGV[i + 1]) > tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '-inf') then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+  end
+end
+"""
+
+TOTALS = b"""
+-- KEYS: totals   Answers name, amount, name, amount...
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return {} end
+local reply = {}
+local found = redis.call('HGETALL', KEYS[1])
+for i = 1, #found, 2 do
+  if tonumber(found[i + 1]) then
+    reply[#reply + 1] = found[i]
+    reply[#reply + 1] = found[i + 1]
+  end
+end
+return reply
 """

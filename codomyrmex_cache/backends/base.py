@@ -25,6 +25,9 @@ __all__ = [
     "ClearsPrefix",
     "Coordinates",
     "CountsPrefix",
+    "GivesValues",
+    "KeepsTotals",
+    "LooksFirst",
     "Quick",
     "ReportsEvictions",
     "StoresMany",
@@ -100,6 +103,13 @@ class StoresMany(Protocol):
 
 
 @runtime_checkable
+class GivesValues(Protocol):
+    """`get_many` for bytes without an `Entry` around each value.  An async backend adds `aget_values`."""
+
+    def get_values(self, keys: Sequence[bytes]) -> Mapping[bytes, bytes]: ...
+
+
+@runtime_checkable
 class ClearsPrefix(Protocol):
     """Removes all keys of a prefix at once.  An async backend adds `aclear`."""
 
@@ -111,6 +121,24 @@ class CountsPrefix(Protocol):
     """Counts the keys of a prefix without listing them."""
 
     def count(self, prefix: bytes) -> int: ...
+
+
+@runtime_checkable
+class KeepsTotals(Protocol):
+    """Adds up statistics over all who use the store, by namespace.  An async backend adds `aadd_totals` and `atotals`.
+
+    Names are any `str`.  The totals are no entries: `clear` leaves them, and they do not expire.
+    """
+
+    def add_totals(self, prefix: bytes, amounts: Mapping[str, float]) -> None:
+        """Add each amount to the total of its name in the namespace with this prefix, all in one round trip.
+
+        Of a name that begins with "max:" the largest amount is kept instead.  A `CacheError` says that nothing was added;
+        after another error nobody knows, and the amounts do not come again.
+        """
+
+    def totals(self, prefix: bytes) -> Mapping[str, float]:
+        """All totals of the namespace with this prefix."""
 
 
 class Begun(NamedTuple):
@@ -140,6 +168,8 @@ class Coordinates(Protocol):
     store forgets (an eviction, a crash) costs a miss and never brings an old value back.  `set`, `delete` and their `many`
     forms drop the generation of their key (`generation_name("k", key)`) in the same step.
 
+    All names that are said with a key are of the key's namespace.
+
     A *lease* is held by one loader until it ends it or `seconds` pass without `renew`.  An async backend adds `abegin`,
     `acommit`, `aend`, `agenerations`, `arevoke`, `areplace` and `adiscard`.  The steps of each verb are one: nothing comes
     between them.
@@ -163,8 +193,8 @@ class Coordinates(Protocol):
         `failed` tells those who wait for the lease that no entry will come.
         """
 
-    def generations(self, names: Sequence[bytes]) -> Sequence[bytes | None]:
-        """The generations as they are; `None` for one that is not there."""
+    def generations(self, key: bytes, names: Sequence[bytes]) -> Sequence[bytes | None]:
+        """The generations of `names` as they are beside this key; `None` for one that is not there."""
 
     def revoke(self, names: Sequence[bytes]) -> None:
         """Drop the generations: loads under way are not stored, entries that carry them are dead."""
@@ -177,6 +207,20 @@ class Coordinates(Protocol):
 
     def discard(self, key: bytes, old: Entry) -> bool:
         """Remove the entry if `old`, as it was got, is what is stored; whether it was.  Loads under way are left alone."""
+
+
+@runtime_checkable
+class LooksFirst(Protocol):
+    """For stores where every verb is a round trip: the look of a call and the beginning of its load in one.
+
+    An async backend adds `alook`.
+    """
+
+    def look(self, key: bytes, names: Sequence[bytes], seconds: float, tagged: bool) -> bytes | Begun:
+        """The value of the entry, if there is one; else what `begin` does.
+
+        If it is `tagged`, the entry with the generations of the key and of `names` as they are, b"" for one that is not there.
+        """
 
 
 @runtime_checkable

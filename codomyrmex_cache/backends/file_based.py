@@ -319,7 +319,7 @@ class FileBasedBackend:
             if begun.generations and (ours or not begun.lease):
                 handle.execute(DROP + " AND value = ?", (generation_name("k", key), begun.generations[0]))
 
-    def generations(self, names: Sequence[bytes]) -> list[bytes | None]:
+    def generations(self, key: bytes, names: Sequence[bytes]) -> list[bytes | None]:
         with self._database.reading() as handle:
             return _values(handle, names)
 
@@ -379,8 +379,8 @@ class FileBasedBackend:
     async def aend(self, key: bytes, begun: Begun, failed: bool) -> None:
         await self._off_loop(self.end, key, begun, failed)
 
-    async def agenerations(self, names: Sequence[bytes]) -> list[bytes | None]:
-        return self.generations(names)
+    async def agenerations(self, key: bytes, names: Sequence[bytes]) -> list[bytes | None]:
+        return self.generations(key, names)
 
     async def arevoke(self, names: Sequence[bytes]) -> None:
         await self._off_loop(self.revoke, names)

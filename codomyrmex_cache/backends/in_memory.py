@@ -216,7 +216,7 @@ class InMemoryBackend:
             if ended and begun.generations and self._generations.get(name) == begun.generations[0]:
                 del self._generations[name]
 
-    def generations(self, names: Sequence[bytes]) -> list[bytes | None]:
+    def generations(self, key: bytes, names: Sequence[bytes]) -> list[bytes | None]:
         return [self._generations.get(name) for name in names]
 
     def revoke(self, names: Sequence[bytes]) -> None:

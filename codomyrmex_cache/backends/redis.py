@@ -1,339 +1,289 @@
-"""Entries on a Redis or Valkey server, for several hosts; blocking and asyncio."""
+"""Entries on Redis or Valkey servers, for several hosts; blocking and asyncio; one server, Sentinel or Cluster."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import re
-from collections.abc import AsyncIterator, Mapping, Sequence
-from math import ceil
-from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
+from collections.abc import Mapping, MutableMapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Literal, TypeVar
 
 from codomyrmex_cache._entry import Entry
-from codomyrmex_cache.backends._lua import BEGIN, COMMIT, DISCARD, END, RENEW, REPLACE
-from codomyrmex_cache.backends.base import Begun, generation_name
-from codomyrmex_cache.errors import CacheConfigurationError
-
-if TYPE_CHECKING:
-    import redis
-    import redis.asyncio
+from codomyrmex_cache.backends._layout import Layout
+from codomyrmex_cache.backends._plans import Plan, Plans
+from codomyrmex_cache.backends._target import check_url, target_of_client, target_of_url
+from codomyrmex_cache.backends._wire import Wire
+from codomyrmex_cache.backends.base import Begun
 
 __all__ = ["DEFAULT_URL", "RedisBackend"]
 
 DEFAULT_URL = "redis://localhost:6379/0"
 
-_SECONDS = 0.25
-"""Connect and operation timeout: a get and a set together keep a decorated call within half a second."""
-
-_CONNECTIONS = 50
-"""For each client; a caller beyond that waits for one, within the timeout."""
-
-_PREFIX = b"cmxc:"
-"""Sets our keys apart from other users of the database."""
-
-_GENERATION, _LEASE, _LAST_LEASE = b"cmxc.generation:", b"cmxc.lease:", b"cmxc.leases"
-_KEPT_MILLISECONDS = 86_400_000
-"""A generation that no load asks for is dropped after a day, or with the longest-lived entry that carries it."""
-
-_SCAN_COUNT = 512
-_LONGEST = 10**15
-"""Milliseconds; the server refuses lives that overflow its clock."""
-
-_SCHEMES = ("redis://", "rediss://", "unix://")
-
-
-def check_url(url: str) -> str:
-    """The url if its scheme is one of ours.
-
-    Raises:
-        CacheConfigurationError: it is not.
-    """
-    if not isinstance(url, str) or not url.startswith(_SCHEMES):
-        raise CacheConfigurationError(f"url={_without_password(str(url))!r}: give one of {', '.join(_SCHEMES)}")
-    return url
+T = TypeVar("T")
 
 
 class RedisBackend:
     """Entries shared by several hosts, dropped by the server when their life ends.
 
-    Connections are made at the first use and never retried: a failing server costs at most one timeout a call.
-    The asyncio client belongs to its event loop; each loop gets one.
+    An operation takes 0.25 s at most (`?socket_timeout=` in the url says otherwise), connecting included, and is not retried.
+    After three failures in a row the server is left alone, but for one probe after 1 s, 2 s, ... 30 s.
 
     Args:
-        url: `redis://[[user]:password@]host[:port][/db]`, `rediss://...` for TLS, or `unix:///path/to.sock`.
+        url: `redis://[[user]:password@]host[:port][/db]`, `rediss://...` for TLS, `unix:///path/to.sock`,
+            `redis+sentinel://host:port,host:port/service[/db]`, `redis+cluster://host:port,host:port` (and `rediss+...`);
+            or a client of redis-py, of any kind, whose servers, credentials and TLS are used for connections of our own.
+        slots: parts over which each namespace is spread, for a cluster; all who share a namespace must say the same.
+        wires: where connections are shared with other backends of the same url.
+
+    >>> RedisBackend("redis://user:hidden@cache.example:6379/0")
+    RedisBackend('redis://user:***@cache.example:6379/0')
     """
 
     payload: Literal["bytes"] = "bytes"
+    max_value_bytes = 8 * 2**20
+    """One value is one command: larger ones would take more than an operation's time, and the server's other clients' too."""
 
-    def __init__(self, url: str = DEFAULT_URL) -> None:
-        self.url = check_url(url)
-        self._client: redis.Redis | None = None
-        self._async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis] = WeakKeyDictionary()
+    def __init__(self, url: Any = DEFAULT_URL, *, slots: int = 1, wires: MutableMapping[str, Any] | None = None) -> None:
+        self._plans = Plans(Layout(slots))
+        if isinstance(url, str):
+            check_url(url)
+            wires = {} if wires is None else wires
+            self._wire: Wire = wires.get(url) or wires.setdefault(url, Wire(target_of_url(url)))
+        else:
+            self._wire = Wire(target_of_client(url))
 
     def __repr__(self) -> str:
-        return f"RedisBackend({_without_password(self.url)!r})"
+        return f"RedisBackend({self._wire.target.name!r})"
+
+    @property
+    def state(self) -> str:
+        """Of the circuit breaker: "closed", "open" or "half_open"."""
+        return self._wire.state()
+
+    def is_away(self, key: bytes) -> bool:
+        """Whether the server of this key is being left alone, so that asking it would only raise `CircuitOpenError`."""
+        wire = self._wire
+        return wire.state() != "closed" and wire.breaker(wire.slot(self._plans.layout.place(key).tag)).is_shut
 
     # -- blocking
 
-    @property
-    def client(self) -> redis.Redis:
-        """The redis-py client, made at the first use."""
-        if self._client is None:
-            import redis
-            from redis.backoff import NoBackoff
-            from redis.retry import Retry
-
-            pool = redis.BlockingConnectionPool.from_url(self.url, **_options(), retry=Retry(NoBackoff(), 0))
-            self._client = redis.Redis.from_pool(pool)
-        return self._client
+    def _run(self, plan: Plan[T]) -> T:
+        send = self._wire.send
+        try:
+            step = next(plan)
+            while True:
+                try:
+                    replies = send(*step) if isinstance(step, tuple) else step.result(self._wire.seconds)
+                except BaseException as error:  # the plan decides; it re-raises what is not its business
+                    step = plan.throw(error)
+                else:
+                    step = plan.send(replies)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
     def get(self, key: bytes) -> Entry | None:
-        return _entry(self.client.get(_PREFIX + key))
+        return self._run(self._plans.get(key))
 
     def set(self, key: bytes, entry: Entry) -> None:
-        self.set_many({key: entry})
+        self._run(self._plans.set_many({key: entry}))
 
     def has(self, key: bytes) -> bool:
-        return bool(self.client.exists(_PREFIX + key))
+        return self._run(self._plans.has(key))
 
     def delete(self, key: bytes) -> bool:
-        return self.delete_many((key,)) > 0
+        return self._run(self._plans.delete_many((key,))) > 0
 
     def scan(self, prefix: bytes) -> list[tuple[bytes, float | None]]:
-        found = set(self.client.scan_iter(match=_pattern(prefix), count=_SCAN_COUNT))
-        return [(key[len(_PREFIX) :], None) for key in found]
+        return self._run(self._plans.scan(prefix))
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
-        return _entries(keys, self.client.mget([_PREFIX + key for key in keys])) if keys else {}
+        return {key: Entry(value) for key, value in self._run(self._plans.get_many(keys)).items()}
+
+    def get_values(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The values without an `Entry` around each."""
+        return self._run(self._plans.get_many(keys))
 
     def set_many(self, entries: Mapping[bytes, Entry]) -> None:
-        with self.client.pipeline(transaction=True) as pipeline:
-            _queue(pipeline, entries)
-            pipeline.execute()
+        self._run(self._plans.set_many(entries))
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
-        with self.client.pipeline(transaction=True) as pipeline:
-            _queue_removal(pipeline, keys)
-            return sum(pipeline.execute()[1:])
+        return self._run(self._plans.delete_many(keys))
 
     def clear(self, prefix: bytes) -> int:
-        count, batch = 0, []
-        for key in self.client.scan_iter(match=_pattern(prefix), count=_SCAN_COUNT):
-            batch.append(key)
-            if len(batch) == _SCAN_COUNT:
-                count += self.client.unlink(*batch)
-                batch.clear()
-        return count + (self.client.unlink(*batch) if batch else 0)
+        return self._run(self._plans.clear(prefix))
 
-    # -- loads; see `_lua` for what the scripts do
+    def look(self, key: bytes, names: Sequence[bytes], seconds: float, tagged: bool) -> bytes | Begun:
+        plans = self._plans
+        if not plans.owed:  # the usual case, without the machinery of the other ones
+            tag, command, owed = plans.beginning(key, names, seconds, 1 + tagged)
+            try:
+                (reply,) = self._wire.send(tag, (command,))
+            except BaseException as error:
+                plans.unheard(tag, owed, error)
+                raise
+            if not isinstance(reply, Exception):
+                return plans.begun(tag, reply, names, owed, 1 + tagged)
+            raise reply
+        return self._run(plans.look(key, names, seconds, 1 + tagged))
 
     def begin(self, key: bytes, names: Sequence[bytes], seconds: float) -> Begun:
-        return _begun(self._script(BEGIN)(*_begin_arguments(key, names, seconds)))
+        return self._run(self._plans.begin(key, names, seconds))
 
     def renew(self, key: bytes, lease: int, seconds: float) -> bool:
-        return bool(self._script(RENEW)([_LEASE + key], [lease, ceil(seconds * 1000)]))
+        return self._run(self._plans.renew(key, lease, seconds))
 
     def commit(self, key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> bool:
-        return bool(self._script(COMMIT)(*_commit_arguments(key, entry, names, begun)))
+        return self._run(self._plans.commit(key, entry, names, begun))
 
     def end(self, key: bytes, begun: Begun, failed: bool) -> None:
-        self._script(END)(*_end_arguments(key, begun, failed))
+        self._run(self._plans.end(key, begun, failed))
 
-    def generations(self, names: Sequence[bytes]) -> list[bytes | None]:
-        found: Any = self.client.mget([_GENERATION + name for name in names]) if names else []
-        return list(found)
+    def generations(self, key: bytes, names: Sequence[bytes]) -> list[bytes | None]:
+        return self._run(self._plans.generations(key, names))
 
     def revoke(self, names: Sequence[bytes]) -> None:
-        self.client.unlink(*(_GENERATION + name for name in names))
+        self._run(self._plans.revoke(names))
 
     def replace(self, key: bytes, old: Entry | None, new: Entry, fence: bool) -> bool:
-        return bool(self._script(REPLACE)(*_replace_arguments(key, old, new, fence)))
+        return self._run(self._plans.replace(key, old, new, fence))
 
     def discard(self, key: bytes, old: Entry) -> bool:
-        return bool(self._script(DISCARD)([_PREFIX + key], [old.value]))
+        return self._run(self._plans.discard(key, old))
 
-    def _script(self, source: bytes) -> Any:
-        return _prepared(self.client, source)
+    def add_totals(self, prefix: bytes, amounts: Mapping[str, float]) -> None:
+        self._run(self._plans.add_totals(prefix, amounts))
+
+    def totals(self, prefix: bytes) -> dict[str, float]:
+        return self._run(self._plans.totals(prefix))
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
+        self._wire.close()
 
     # -- asyncio
 
-    @property
-    def async_client(self) -> redis.asyncio.Redis:
-        """The redis-py asyncio client of the running event loop."""
-        loop = asyncio.get_running_loop()
-        client = self._async_clients.get(loop)
-        if client is None:
-            import redis.asyncio
-            from redis.asyncio.retry import Retry
-            from redis.backoff import NoBackoff
-
-            pool = redis.asyncio.BlockingConnectionPool.from_url(self.url, **_options(), retry=Retry(NoBackoff(), 0))
-            client = redis.asyncio.Redis.from_pool(pool)
-            for other in [other for other in self._async_clients if other.is_closed()]:
-                del self._async_clients[other]  # a client refers to its loop, so the weak key alone would not free it
-            self._async_clients[loop] = client
-        return client
+    async def _arun(self, plan: Plan[T]) -> T:
+        send = self._wire.asend
+        try:
+            step = next(plan)
+            while True:
+                try:
+                    replies = await (send(*step) if isinstance(step, tuple) else _within(self._wire.seconds, step))
+                except BaseException as error:  # as in `_run`; a cancellation included
+                    step = plan.throw(error)
+                else:
+                    step = plan.send(replies)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
     async def aget(self, key: bytes) -> Entry | None:
-        return _entry(await self.async_client.get(_PREFIX + key))
+        return await self._arun(self._plans.get(key))
 
     async def aset(self, key: bytes, entry: Entry) -> None:
-        await self.aset_many({key: entry})
+        await self._arun(self._plans.set_many({key: entry}))
 
     async def ahas(self, key: bytes) -> bool:
-        return bool(await self.async_client.exists(_PREFIX + key))
+        return await self._arun(self._plans.has(key))
 
     async def adelete(self, key: bytes) -> bool:
-        return await self.adelete_many((key,)) > 0
+        return await self._arun(self._plans.delete_many((key,))) > 0
 
     async def ascan(self, prefix: bytes) -> list[tuple[bytes, float | None]]:
-        return [(key[len(_PREFIX) :], None) for key in {key async for key in self._ascan(prefix)}]
+        return await self._arun(self._plans.scan(prefix))
 
     async def aget_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
-        return _entries(keys, await self.async_client.mget([_PREFIX + key for key in keys])) if keys else {}
+        return {key: Entry(value) for key, value in (await self._arun(self._plans.get_many(keys))).items()}
+
+    async def aget_values(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """`get_values` for event loops."""
+        return await self._arun(self._plans.get_many(keys))
 
     async def aset_many(self, entries: Mapping[bytes, Entry]) -> None:
-        async with self.async_client.pipeline(transaction=True) as pipeline:
-            _queue(pipeline, entries)
-            await pipeline.execute()
+        await self._arun(self._plans.set_many(entries))
 
     async def adelete_many(self, keys: Sequence[bytes]) -> int:
-        async with self.async_client.pipeline(transaction=True) as pipeline:
-            _queue_removal(pipeline, keys)
-            return sum((await pipeline.execute())[1:])
+        return await self._arun(self._plans.delete_many(keys))
 
     async def aclear(self, prefix: bytes) -> int:
-        count, batch = 0, []
-        async for key in self._ascan(prefix):
-            batch.append(key)
-            if len(batch) == _SCAN_COUNT:
-                count += await self.async_client.unlink(*batch)
-                batch.clear()
-        return count + (await self.async_client.unlink(*batch) if batch else 0)
+        return await self._arun(self._plans.clear(prefix))
+
+    async def alook(self, key: bytes, names: Sequence[bytes], seconds: float, tagged: bool) -> bytes | Begun:
+        plans = self._plans
+        if not plans.owed:
+            tag, command, owed = plans.beginning(key, names, seconds, 1 + tagged)
+            try:
+                (reply,) = await self._wire.asend(tag, (command,))
+            except BaseException as error:
+                plans.unheard(tag, owed, error)
+                raise
+            if not isinstance(reply, Exception):
+                return plans.begun(tag, reply, names, owed, 1 + tagged)
+            raise reply
+        return await self._arun(plans.look(key, names, seconds, 1 + tagged))
+
+    async def asettle(self, key: bytes) -> None:
+        """Carry out now what is owed to the server of this key."""
+        tag = self._plans.layout.place(key).tag
+        if tag in self._plans.owed:
+            await self._arun(self._plans.paid(tag))
 
     async def abegin(self, key: bytes, names: Sequence[bytes], seconds: float) -> Begun:
-        return _begun(await self._ascript(BEGIN)(*_begin_arguments(key, names, seconds)))
+        return await self._arun(self._plans.begin(key, names, seconds))
 
     async def acommit(self, key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> bool:
-        return bool(await self._ascript(COMMIT)(*_commit_arguments(key, entry, names, begun)))
+        return await self._arun(self._plans.commit(key, entry, names, begun))
 
     async def aend(self, key: bytes, begun: Begun, failed: bool) -> None:
-        await self._ascript(END)(*_end_arguments(key, begun, failed))
+        await self._arun(self._plans.end(key, begun, failed))
 
-    async def agenerations(self, names: Sequence[bytes]) -> list[bytes | None]:
-        found: Any = await self.async_client.mget([_GENERATION + name for name in names]) if names else []
-        return list(found)
+    async def agenerations(self, key: bytes, names: Sequence[bytes]) -> list[bytes | None]:
+        return await self._arun(self._plans.generations(key, names))
 
     async def arevoke(self, names: Sequence[bytes]) -> None:
-        await self.async_client.unlink(*(_GENERATION + name for name in names))
+        await self._arun(self._plans.revoke(names))
 
     async def areplace(self, key: bytes, old: Entry | None, new: Entry, fence: bool) -> bool:
-        return bool(await self._ascript(REPLACE)(*_replace_arguments(key, old, new, fence)))
+        return await self._arun(self._plans.replace(key, old, new, fence))
 
     async def adiscard(self, key: bytes, old: Entry) -> bool:
-        return bool(await self._ascript(DISCARD)([_PREFIX + key], [old.value]))
+        return await self._arun(self._plans.discard(key, old))
 
-    def _ascript(self, source: bytes) -> Any:
-        return _prepared(self.async_client, source)
+    async def aadd_totals(self, prefix: bytes, amounts: Mapping[str, float]) -> None:
+        await self._arun(self._plans.add_totals(prefix, amounts))
+
+    async def atotals(self, prefix: bytes) -> dict[str, float]:
+        return await self._arun(self._plans.totals(prefix))
 
     async def aclose(self) -> None:
-        client = self._async_clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
+        await self._wire.aclose()
         self.close()
 
-    def _ascan(self, prefix: bytes) -> AsyncIterator[bytes]:
-        return self.async_client.scan_iter(match=_pattern(prefix), count=_SCAN_COUNT)
+    # -- for the near cache
+
+    def server_key(self, key: bytes) -> bytes:
+        """The server's name of an entry."""
+        return self._plans.layout.entry(key)
+
+    def key_of(self, server_key: bytes) -> bytes | None:
+        """The key whose entry has this name on the server; `None` if none has."""
+        return self._plans.layout.key_of(server_key)
+
+    def tracked_prefixes(self, prefix: bytes) -> list[bytes]:
+        """What the names of all that makes entries of the namespace valid begin with: entries, and generations of tags."""
+        tags = self._plans.layout.tags(prefix)
+        return [b"cmxc:{%b}%b" % (tag, kind) for tag in tags for kind in (b"e", b"gt")]
+
+    def tracking_connections(self, prefix: bytes) -> list[tuple[Any, bytes]]:
+        """New RESP3 connections, one to each server that has a part of the namespace, each with the name of a key there.
+
+        Raises:
+            redis.RedisError: a server cannot be reached.
+        """
+        names = {tag: b"cmxc:{%b}e" % tag for tag in self._plans.layout.tags(prefix)}
+        return [(connection, names[tag]) for tag, connection in self._wire.apart(list(names))]
 
 
-def _options() -> dict[str, Any]:
-    """What is set on both clients; redis-py's own defaults are 5 s, 10 retries and an error when all connections are in use."""
-    return {
-        "socket_timeout": _SECONDS,
-        "socket_connect_timeout": _SECONDS,
-        "timeout": _SECONDS,
-        "max_connections": _CONNECTIONS,
-        "decode_responses": False,
-    }
+async def _within(seconds: float, paying: Future[None]) -> None:
+    """Wait for another caller's payment, in whatever thread or event loop it is made."""
+    import asyncio
 
-
-def _milliseconds(entry: Entry) -> int | None:
-    """The life left when it was stored, for PX."""
-    if entry.expires_at is None:
-        return None
-    return min(max(1, ceil((entry.expires_at - entry.created) * 1000)), _LONGEST)
-
-
-def _prepared(client: Any, source: bytes) -> Any:
-    """The script for this client: called by its digest, loaded again by redis-py when the server does not know it."""
-    scripts = client.__dict__.setdefault("_codomyrmex_cache_scripts", {})
-    if source not in scripts:
-        scripts[source] = client.register_script(source)
-    return scripts[source]
-
-
-def _queue(pipeline: Any, entries: Mapping[bytes, Entry]) -> None:
-    for key, entry in entries.items():
-        pipeline.set(_PREFIX + key, entry.value, px=_milliseconds(entry))
-    pipeline.unlink(*(_GENERATION + generation_name("k", key) for key in entries))
-
-
-def _queue_removal(pipeline: Any, keys: Sequence[bytes]) -> None:
-    if keys:
-        pipeline.unlink(*(_GENERATION + generation_name("k", key) for key in keys))
-        pipeline.unlink(*(_PREFIX + key for key in keys))
-
-
-def _begin_arguments(key: bytes, names: Sequence[bytes], seconds: float) -> tuple[list[bytes], list[Any]]:
-    keys = [_PREFIX + key, _LEASE + key, _LAST_LEASE, *(_GENERATION + name for name in (generation_name("k", key), *names))]
-    return keys, [ceil(seconds * 1000), os.urandom(8), _KEPT_MILLISECONDS]
-
-
-def _begun(reply: list[Any]) -> Begun:
-    value, lease, holder, failed, *generations = reply
-    return Begun(_entry(value), tuple(generations), int(lease), int(holder), int(failed))
-
-
-def _commit_arguments(key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> tuple[list[bytes], list[Any]]:
-    keys = [_PREFIX + key, _LEASE + key, *(_GENERATION + name for name in (generation_name("k", key), *names))]
-    return keys, [entry.value, _milliseconds(entry) or 0, begun.lease, len(entry.generations), *begun.generations]
-
-
-def _end_arguments(key: bytes, begun: Begun, failed: bool) -> tuple[list[bytes], list[Any]]:
-    return [_LEASE + key, _GENERATION + generation_name("k", key)], [
-        begun.lease,
-        int(failed),
-        begun.generations[0] if begun.generations else b"",
-    ]
-
-
-def _replace_arguments(key: bytes, old: Entry | None, new: Entry, fence: bool) -> tuple[list[bytes], list[Any]]:
-    carried = [_GENERATION + name for name, _ in new.generations]
-    keys = [_PREFIX + key, _GENERATION + generation_name("k", key), *carried]
-    return keys, [new.value, _milliseconds(new) or 0, int(fence), *(() if old is None else (old.value,))]
-
-
-def _entry(value: Any) -> Entry | None:
-    return None if value is None else Entry(value)
-
-
-def _entries(keys: Sequence[bytes], values: Sequence[Any]) -> dict[bytes, Entry]:
-    return {key: Entry(value) for key, value in zip(keys, values, strict=True) if value is not None}
-
-
-def _pattern(prefix: bytes) -> bytes:
-    r"""A MATCH pattern for the prefix taken literally.
-
-    >>> _pattern(b"1:a:[x]*")
-    b'cmxc:1:a:\\[x\\]\\**'
-    """
-    return re.sub(rb"([\\*?\[\]])", rb"\\\1", _PREFIX + prefix) + b"*"
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", url)
+    await asyncio.wait_for(asyncio.wrap_future(paying), seconds)

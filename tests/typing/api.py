@@ -370,6 +370,7 @@ async def check_the_direct_api_in_a_loop(cache: Cache) -> None:
     assert_type(await cache.ahas("key"), bool)
     assert_type(await cache.adelete("key"), bool)
     assert_type(await cache.aget_many(["key"]), dict[str, Any])
+    assert_type(await cache.astats(scope="all"), CacheStats)
 
 
 def check_statistics() -> None:
@@ -381,6 +382,12 @@ def check_statistics() -> None:
     assert_type(manager.report(), str)
     assert_type(manager.stats("typing").hit_rate, float)
     assert_type(manager.stats("typing").size, int | None)
+    assert_type(manager.stats(scope="all"), dict[str, CacheStats])
+    assert_type(manager.stats("typing", scope="all"), CacheStats)
+    assert_type(manager.total(scope="process"), CacheStats)
+    assert_type(manager.get_cache("typing").stats("all"), CacheStats)
+    assert_type(manager.stats("typing").backend, str)
+    manager.total(scope="host")  # type: ignore[arg-type]
     manager.stats("typing").hits = 1  # type: ignore[misc]
     manager.stats(1)  # type: ignore[call-overload]
 

@@ -1,0 +1,194 @@
+"""Connections to one server for one event loop: few of them, however many tasks want something.
+
+A task that finds a connection free uses it.  If there is none it queues, and the connection that is free next takes all
+that has queued up to then in one go (a pipeline).  So ten thousand calls in flight need a few
+connections and a few dozen round trips.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import redis.asyncio.connection
+from redis import exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from codomyrmex_cache.backends._lines import Command, packed
+from codomyrmex_cache.backends._target import Address
+
+__all__ = ["AsyncLine", "async_connection_to"]
+
+_MOST = 8
+_AT_ONCE = 256
+"""Commands of one pipeline: enough to spare round trips, few enough to be answered within one operation's time."""
+
+_LATE, _MORE = 0.02, 0.05
+"""Seconds by which a busy loop may be late; beyond, the reply may have come unseen, and it gets this much more time."""
+
+
+def async_connection_to(address: Address, options: Mapping[str, Any], *, tls: bool) -> Any:
+    """A new connection, not yet made; as `connection_to`.  Time is kept by the line, which spares a timer for each read."""
+    said = {**options, "retry": Retry(NoBackoff(), 0), "protocol": 2, "driver_info": None, "socket_timeout": None}
+    if isinstance(address, str):
+        return redis.asyncio.connection.UnixDomainSocketConnection(path=address, **said)
+    kind = redis.asyncio.connection.SSLConnection if tls else redis.asyncio.connection.Connection
+    return kind(host=address[0], port=address[1], **said)
+
+
+class _Waiting(NamedTuple):
+    commands: Sequence[Command]
+    replies: asyncio.Future[list[Any]]
+
+
+class AsyncLine:
+    """The connections of the running loop to one server.
+
+    Args:
+        make: a new connection.
+        seconds: that an exchange may take.
+    """
+
+    def __init__(self, make: Callable[[], Any], seconds: float) -> None:
+        self._make = make
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._idle: list[Any] = []
+        self._open = 0
+        self._queue: deque[_Waiting] = deque()
+        self._serving: set[asyncio.Task[None]] = set()
+
+    async def exchange(self, commands: Sequence[Command], until: float) -> list[Any]:
+        """As `Line.exchange`, until this time of the loop at most, if there is a connection free."""
+        if self._idle:
+            connection = self._idle.pop()
+        elif self._open < _MOST:
+            self._open += 1
+            connection = self._make()
+        else:
+            waiting = _Waiting(commands, self._loop.create_future())
+            self._queue.append(waiting)
+            return await waiting.replies
+        try:
+            return await self._over(connection, commands, until)
+        except Exception as error:
+            self._fail(self._queue, error)
+            raise
+        finally:
+            self._pass_on(connection)
+
+    def _pass_on(self, connection: Any) -> None:
+        if not self._queue:
+            self._idle.append(connection)
+            return
+        task = self._loop.create_task(self._serve(connection))
+        self._serving.add(task)  # a loop keeps no strong reference to its tasks
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, connection: Any) -> None:
+        try:
+            while batch := self._batch():
+                await self._answer(connection, batch)
+        finally:
+            self._idle.append(connection)
+
+    def _batch(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        count = 0
+        while self._queue and count < _AT_ONCE:
+            waiting = self._queue.popleft()
+            if not waiting.replies.done():  # its caller may have been cancelled
+                batch.append(waiting)
+                count += len(waiting.commands)
+        return batch
+
+    async def _answer(self, connection: Any, batch: list[_Waiting]) -> None:
+        try:
+            commands = [command for waiting in batch for command in waiting.commands]
+            replies = await self._over(connection, commands, self._loop.time() + self._seconds)
+        except Exception as error:
+            self._fail(batch, error)
+            self._fail(self._queue, error)  # they would fare no better, and each would wait in vain for as long
+            return
+        except BaseException:
+            self._fail(batch, exceptions.ConnectionError("broken off"))
+            raise
+        start = 0
+        for waiting in batch:
+            end = start + len(waiting.commands)
+            if not waiting.replies.done():
+                waiting.replies.set_result(replies[start:end])
+            start = end
+
+    def _fail(self, waiting: Sequence[_Waiting] | deque[_Waiting], error: Exception) -> None:
+        for each in waiting:
+            if not each.replies.done():
+                each.replies.set_exception(type(error)(*error.args))
+        if waiting is self._queue:
+            self._queue.clear()
+
+    async def _over(self, connection: Any, commands: Sequence[Command], until: float) -> list[Any]:
+        watch = _Watch(self._loop, until, connection)
+        try:
+            if connection.is_connected and await connection.can_read():  # closed, or the rest of something broken off
+                await connection.disconnect(nowait=True)
+            if not connection.is_connected:
+                async with asyncio.timeout_at(until):
+                    await connection.connect()
+            writer = connection._writer  # what `send_packed_command` does, which waits though there is nothing to wait for
+            writer.write(b"".join(map(packed, commands)))
+            if writer.transport.get_write_buffer_size():
+                await writer.drain()
+            return [await _reply(connection) for _ in commands]
+        except BaseException as error:
+            await connection.disconnect(nowait=True)
+            if isinstance(error, asyncio.TimeoutError) or (watch.expired and isinstance(error, Exception)):
+                raise exceptions.TimeoutError("Timeout in an exchange with the server") from None
+            raise
+        finally:
+            watch.end()
+
+    async def close(self) -> None:
+        """Close the connections that are not in use."""
+        while self._idle:
+            self._open -= 1
+            await self._idle.pop().disconnect()
+
+
+class _Watch:
+    """Cuts a connection off when its time is over: what is read then fails, and no task is cancelled.
+
+    If the loop itself was busy until then, what the server has sent may not have been seen yet, so there is some more time.
+    """
+
+    __slots__ = ("_connection", "_due", "_handle", "_loop", "expired")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, until: float, connection: Any) -> None:
+        self._loop = loop
+        self._connection = connection
+        self.expired = False
+        self._due = until
+        self._handle = loop.call_at(until, self._over)
+
+    def _over(self) -> None:
+        if self._loop.time() - self._due > _LATE:
+            self._due = self._loop.time() + _MORE
+            self._handle = self._loop.call_at(self._due, self._over)
+            return
+        self.expired = True
+        writer = self._connection._writer  # redis-py has no way to cut a connection off from outside a coroutine
+        if writer is not None:
+            writer.transport.abort()
+
+    def end(self) -> None:
+        self._handle.cancel()
+
+
+async def _reply(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except exceptions.ResponseError as error:
+        return error
