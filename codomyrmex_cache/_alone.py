@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._flight import LEADING, Abandoned, Failed, Flight, Landed, Outcome
+from codomyrmex_cache._isolation import is_stream
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.stats import Counters
 
@@ -19,10 +22,11 @@ class Alone:
     It is called and told like a `Run`.  If it is cancelled in an event loop, who waits for it starts over.
     """
 
-    __slots__ = ("_awaited", "_began", "_counters", "_digest", "_flight", "_space", "_token", "_value", "load")
+    __slots__ = ("_awaited", "_began", "_counters", "_digest", "_flight", "_space", "_token", "_value", "load", "view")
 
     def __init__(self, space: Space, counters: Counters, flight: Flight, digest: bytes, *, awaited: bool) -> None:
         self.load: object = self
+        self.view: Callable[[Any], Any] | None = None  # makes a stream what callers expect
         self._space, self._counters, self._flight, self._digest, self._awaited = space, counters, flight, digest, awaited
         self._token = LEADING.set((*LEADING.get(), flight))
         self._began = time.monotonic()
@@ -30,7 +34,8 @@ class Alone:
     def resume(self, value: Any, error: BaseException | None = None) -> None:
         """What the function gave or raised, which is raised again."""
         self.load = None
-        LEADING.reset(self._token)
+        with suppress(ValueError):  # closed from outside of its context, as the garbage collector does with what nobody awaits
+            LEADING.reset(self._token)
         self._counters.load(time.monotonic() - self._began, failed=error is not None)
         self._counters.add("misses")
         self._space.flights.end(self._flight, self._outcome(value, error))
@@ -52,4 +57,4 @@ class Alone:
 
     def finish(self) -> Any:
         """What the function gave."""
-        return self._value
+        return self.view(self._value) if self.view is not None and is_stream(self._value) else self._value

@@ -310,7 +310,7 @@ async def _abegin(space: Space, effect: Call, verb: Any) -> Any:
     """Begin a load; if the caller is cancelled meanwhile, the lease is given back as soon as it comes."""
     import asyncio
 
-    beginning: asyncio.Task[Begun] = asyncio.ensure_future(verb(*effect.arguments))
+    beginning: asyncio.Task[Begun | bytes] = asyncio.ensure_future(verb(*effect.arguments))
     try:
         return await asyncio.shield(beginning)
     except asyncio.CancelledError:
@@ -318,10 +318,13 @@ async def _abegin(space: Space, effect: Call, verb: Any) -> Any:
         raise
 
 
-def _give_back(space: Space, effect: Call, beginning: asyncio.Task[Begun]) -> None:
-    if not beginning.cancelled() and beginning.exception() is None and beginning.result().lease:
+def _give_back(space: Space, effect: Call, beginning: asyncio.Task[Begun | bytes]) -> None:
+    if beginning.cancelled() or beginning.exception() is not None:
+        return
+    begun = beginning.result()
+    if isinstance(begun, Begun) and begun.lease:
         with suppress(Exception):  # then the lease ends by itself
-            _called(space, Call("end", (effect.arguments[0], beginning.result(), False)), Meter())
+            _called(space, Call("end", (effect.arguments[0], begun, False)), Meter())
 
 
 async def _aend(space: Space, effect: Call, verb: Any) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from codomyrmex_cache._effects import Answer, AwaitableResult, Behind, Flow, KeyMoved, Lead, Load, Now, Patience, Request, Wait
 from codomyrmex_cache._entries import Found, answered, fetched, look, touched
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._flight import TIMED_OUT, Abandoned, Failed, Flight, Landed, Outcome, Phase, Streaming, TimedOut
-from codomyrmex_cache._isolation import is_awaitable
+from codomyrmex_cache._isolation import is_awaitable, is_stream
 from codomyrmex_cache._load import NOT_LOOKED, Looked, Terms, lead, looked_for, release, unchanged
 from codomyrmex_cache._policy import Verdict, is_due_early
 from codomyrmex_cache._raising import own_copy
@@ -140,6 +141,8 @@ def compute(request: Request, *, counted: bool = False) -> Flow[Answer]:
     if not request.awaits and is_awaitable(value):
         raise AwaitableResult(value)
     request.counters.add("bypasses", not counted)
+    if request.rules.share_streams and is_stream(value):  # callers may rely on what a `CachedStream` has, such as `with`
+        return Answer(Entry(_own(value), streamed=True, awaited=request.awaits))
     return Answer(Entry(value, awaited=request.awaits))
 
 
@@ -210,12 +213,18 @@ def opened(answer: Answer) -> tuple[Recording, Listener]:
     if answer.entry.streamed and isinstance(value[0], Recording):
         found: tuple[Recording, Listener] = value
         return found
-    if answer.entry.streamed:
-        recording = Recording.finished(value[1], value[2], is_async=value[0], copy=False)
-    else:
-        recording = Recording(
-            value, is_async=hasattr(type(value), "__anext__"), bound=0, copy=False, keep=_nothing, gone=_nothing
-        )  # fmt: skip
+    if not answer.entry.streamed:
+        return _own(value)
+    recording = Recording.finished(value[1], value[2], is_async=value[0], copy=False)
+    listener = recording.listen()
+    assert listener is not None
+    return recording, listener
+
+
+def _own(stream: Any) -> tuple[Recording, Listener]:
+    """A caller's own stream, which nobody else hears."""
+    is_async = hasattr(type(stream), "__anext__")
+    recording = Recording(stream, is_async=is_async, bound=0, copy=False, keep=_nothing, gone=_nothing)
     listener = recording.listen()
     assert listener is not None
     return recording, listener

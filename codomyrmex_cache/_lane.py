@@ -75,9 +75,10 @@ class Lane:
             seen = await self._backend.alook(stored, self._names or self._names_of(key), LEASE_SECONDS, False)
         except Exception as error:
             problem = error
-        except BaseException:  # cancelled; the lease that it may have got is given back by a task of its own
+        except BaseException as error:  # cancelled; the lease that it may have got is given back by a task of its own
             self._counters.add("misses")
-            self._space.in_background(self._backend.asettle(stored))
+            if not isinstance(error, GeneratorExit):  # then there is no loop any more
+                self._settle(stored)
             raise
         return self._hit(stored, key, seen) if type(seen) is bytes else Looked(seen, problem, Meter.since(began))
 
@@ -91,6 +92,11 @@ class Lane:
             return NOT_LOOKED
         self._counters.error(_OPEN)
         return Alone(self._space, self._counters, own, key.digest, awaited=self._awaited)
+
+    def _settle(self, stored: bytes) -> None:
+        settle = getattr(self._backend, "asettle", None)
+        if settle is not None:  # else the lease ends by itself
+            self._space.in_background(settle(stored))
 
     def _names_of(self, key: Key) -> Sequence[bytes]:
         """The same for all calls of one function."""

@@ -117,7 +117,7 @@ class Memo:
         if not self._hinted:
             looked = self.lane.look(key) if self.lane is not None else NOT_LOOKED
             if type(looked) is Alone:
-                return looked
+                return self._alone(looked, key, bound)
             if type(looked) is not Looked:
                 return Finished(looked)
             return ColdCall(self, bound, self._request(key, partial(self._call, bound), bound), looked)
@@ -145,13 +145,22 @@ class Memo:
             return await self._uncached(error, partial(self._call, bound))
         looked = await self.lane.alook(key) if self.lane is not None else NOT_LOOKED
         if type(looked) is Alone:
-            return await self._run_alone(looked, bound)
+            return await self._run_alone(self._alone(looked, key, bound), bound)
         if type(looked) is not Looked:
             return looked
         request = self._request(key, partial(self._call, bound), bound, awaits=True)
         space = self.cache.space
         answer = await arun(space, call(space, request, looked), looked.meter)
         return self.finish(answer, bound, request)
+
+    def _alone(self, alone: Alone, key: Key, bound: tuple[Any, ...]) -> Alone:
+        if self.rules.share_streams:
+            alone.view = partial(self._own_view, key, bound)
+        return alone
+
+    def _own_view(self, key: Key, bound: tuple[Any, ...], stream: Any) -> CachedStream[Any] | AsyncCachedStream[Any]:
+        """A stream of this caller's own; heard again, it is that of a call of its own."""
+        return self._view(Answer(Entry(stream)), self._request(key, partial(self._call, bound), bound, awaits=self.is_async))
 
     async def _run_alone(self, alone: Alone, bound: tuple[Any, ...]) -> Any:
         try:

@@ -194,19 +194,34 @@ def clear(
     """Remove all entries of the prefix (those of the function `owner`, which `owns` accepts); how many there were."""
     stored = space.stored(prefix)
     space.flights.fence(lambda flight: flight.key.startswith(stored) and (owns is None or owns(space.text(flight.key))))
+    problem: Exception | None = None
     try:
         if space.coordinates:
             yield Call("revoke", ((space.scope(owner),),))
-        if owns is None and hasattr(space.backend, "clear"):
-            count = yield Call("clear", (stored,))
-        else:
-            found = [key for key, _ in (yield Call("scan", (stored,)))]
-            count = yield from _delete_all([key for key in found if owns is None or owns(space.text(key))])
+    except Exception as error:  # what is stored is to go all the same
+        problem = error
+    try:
+        count = yield from _cleared(space, stored, owns)
     except Exception as error:
-        space.backend_failed("clear", error, counters)
+        problem = problem or error
+    if problem is not None:
+        space.backend_failed("clear", problem, counters)
         return 0
     counters.add("deletes", count)
     return int(count)
+
+
+def _cleared(space: Space, stored: bytes, owns: Callable[[str], bool] | None) -> Flow[int]:
+    at_once = hasattr(space.backend, "clear")
+    if owns is None and at_once:
+        return int((yield Call("clear", (stored,))))
+    try:
+        found = [key for key, _ in (yield Call("scan", (stored,)))]
+        return (yield from _removed(space, [key for key in found if owns is None or owns(space.text(key))]))
+    except Exception:
+        if at_once:  # more than was asked for, but a backend that is away can make up for it later
+            yield Call("clear", (stored,))
+        raise
 
 
 def _delete_all(stored: Sequence[bytes]) -> Flow[int]:
@@ -272,13 +287,26 @@ def set_many(space: Space, values: Mapping[str, object], wanted: Sequence[Key], 
             gone.append(stored)
         else:
             packed[stored] = entry
+    problem: Exception | None = None
     try:
         if packed:
             yield Call("set_many", (packed,))
             counters.add("sets", len(packed))
-        yield from _delete_all(gone)
+    except Exception as error:  # the others' old values are to go all the same
+        problem = error
+    try:
+        yield from _removed(space, gone)
     except Exception as error:
-        space.backend_failed("set", error, counters)
+        problem = problem or error
+    if problem is not None:
+        space.backend_failed("set", problem, counters)
+
+
+def _removed(space: Space, stored: Sequence[bytes]) -> Flow[int]:
+    """Remove these at once if the backend can: it then knows of all of them, even if it is away."""
+    if stored and hasattr(space.backend, "delete_many"):
+        return int((yield Call("delete_many", (stored,))))
+    return (yield from _delete_all(stored))
 
 
 def delete_many(space: Space, wanted: Sequence[Key], counters: Counters) -> Flow[int]:
@@ -287,10 +315,7 @@ def delete_many(space: Space, wanted: Sequence[Key], counters: Counters) -> Flow
     for key in stored:
         space.flights.fence_key(key)
     try:
-        if hasattr(space.backend, "delete_many"):
-            count = yield Call("delete_many", (stored,))
-        else:
-            count = yield from _delete_all(stored)
+        count = yield from _removed(space, stored)
     except Exception as error:
         space.backend_failed("delete", error, counters)
         return 0

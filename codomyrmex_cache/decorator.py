@@ -242,7 +242,7 @@ def cached(
             into objects of these classes only, except by pickle where they are signed.
         manager: a registry other than the process-wide one.
         options: directory, url, secret, codec, compress, encrypt, max_entries, max_bytes, max_value_bytes, durability, mmap,
-            near, clock and on_error, as for `CacheManager.get_cache`.
+            near, slots, clock and on_error, as for `CacheManager.get_cache`.
 
     Returns:
         The function with the same signature and type, and the control methods key, peek, contains, entry, refresh, bypass,

@@ -56,7 +56,7 @@ class CacheManager:
             directory, url, secret: where files go, the Redis server, what signs stored bytes.
             codec, compress, encrypt, types: how values become bytes.
             max_entries, max_bytes, max_value_bytes: bounds.
-            durability, mmap: of files.
+            durability, mmap: of files.  slots: parts over which a namespace is spread in a Redis Cluster.
             near: answer from this process's memory what it has read from Redis lately; `True` or a bound on the age.
             clock, on_error, strict: seconds for tests; what failures do.  README, "The decorator" and "Settings", has them all.
 

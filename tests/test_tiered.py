@@ -28,7 +28,6 @@ from tests.test_conformance import ToyBackend
 
 ROOT = Path(__file__).parent.parent
 OPTIONAL = tuple(getattr(base, name) for name in base.__all__ if name not in ("Backend", "Begun") and name[0].isupper())
-NAMES = (b"n1:a:",)
 
 
 # -- the shipped suites
@@ -260,6 +259,7 @@ def test_a_large_array_is_each_callers_own(tmp_path: Path) -> None:
         mine = array()
         assert mine.sum() == 0.0
         mine += 1.0
+    assert (array.stats().hits, array.stats().errors) == (3, {})
     assert counting.asked()["get"] == 2  # the call that loads, and the one that finds what was too large to be kept as written
     manager.close()
 
@@ -397,6 +397,18 @@ def test_another_processs_copy_of_the_very_moment_of_a_write_is_not_trusted(monk
     other.get(b"k")
     far.delete(b"k")
     assert one.get(b"k") == Entry(b"new")  # this one is trusted
+
+
+def test_each_program_has_its_own_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, near, far = FakeClock(), ToyBackend(), ToyBackend()
+    monkeypatch.setattr(_stamps, "time", type("Time", (), {"monotonic": clock}))
+    patient, other = (TieredBackend(near, far, clock=clock, bound=bound) for bound in (600.0, 5.0))
+    patient.set(b"k", Entry(b"old"))
+    far.set(b"k", Entry(b"new"))
+    clock.advance(4.9)
+    assert (patient.get(b"k"), other.get(b"k")) == (Entry(b"old"), Entry(b"old"))
+    clock.advance(0.1)
+    assert (patient.get(b"k"), other.get(b"k")) == (Entry(b"old"), Entry(b"new"))
 
 
 def test_a_failed_swap_lets_the_next_look_see_what_is_there(tmp_path: Path) -> None:

@@ -224,6 +224,7 @@ class Tiers(RuleBasedStateMachine):
 
     def _ended(self, pending: Pending, result: Any) -> None:
         key, program = pending.keys[0], pending.program
+        assert isinstance(result, Begun) or pending.verb not in ("look for tags", "begin")
         if pending.verb not in READS:
             for each in pending.keys:
                 self.floors[program][each] = max(self.floors[program][each], pending.written[each])
@@ -272,3 +273,29 @@ class Tiers(RuleBasedStateMachine):
 @pytest.mark.timeout(110)
 def test_no_interleaving_gives_an_old_answer() -> None:
     run_state_machine_as_test(Tiers, settings=settings(max_examples=400, stateful_step_count=50, deadline=None))
+
+
+# The rarest of what it might find, for sure.
+
+
+def test_of_two_writes_at_once_it_does_not_matter_which_begins_or_ends_last() -> None:
+    far = ToyBackend()
+    tiers = TieredBackend(InMemoryBackend(), far)
+    one, other = (tiers._written("set", (b"k", Entry(value)), {}) for value in (b"one", b"other"))
+    for step in [next(one), next(other)][::-1]:
+        far.set(*step.arguments)
+    for writing in (one, other):
+        tiers._near(writing.send(None))
+    assert tiers.get(b"k") == Entry(b"one")
+
+
+def test_a_begin_that_is_overtaken_brings_nothing_back() -> None:
+    far = InMemoryBackend()
+    tiers = TieredBackend(InMemoryBackend(), far)
+    far.set(b"1:a:k", Entry("old"))
+    beginning = tiers._begin(b"1:a:k", NAMES, 0.0)
+    begun = far.begin(*next(beginning).arguments)
+    tiers.delete(b"1:a:k")
+    tiers._near(beginning.send(begun))
+    assert begun.entry == Entry("old")
+    assert tiers.get(b"1:a:k") is None

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import redis.asyncio.connection
@@ -17,7 +19,7 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from codomyrmex_cache.backends._lines import Command, packed
+from codomyrmex_cache.backends._lines import Command, forget_unsent, packed
 from codomyrmex_cache.backends._target import Address
 
 __all__ = ["AsyncLine", "async_connection_to"]
@@ -81,19 +83,23 @@ class AsyncLine:
             self._pass_on(connection)
 
     def _pass_on(self, connection: Any) -> None:
+        while self._queue and self._queue[0].replies.done():  # its caller has been cancelled
+            self._queue.popleft()
         if not self._queue:
             self._idle.append(connection)
             return
         task = self._loop.create_task(self._serve(connection))
         self._serving.add(task)  # a loop keeps no strong reference to its tasks
-        task.add_done_callback(self._serving.discard)
+        task.add_done_callback(partial(self._served, connection))
+
+    def _served(self, connection: Any, task: asyncio.Task[None]) -> None:
+        """Even of a task that was cancelled before its first step the connection goes on to those who wait."""
+        self._serving.discard(task)
+        self._pass_on(connection)
 
     async def _serve(self, connection: Any) -> None:
-        try:
-            while batch := self._batch():
-                await self._answer(connection, batch)
-        finally:
-            self._idle.append(connection)
+        while batch := self._batch():
+            await self._answer(connection, batch)
 
     def _batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -126,7 +132,7 @@ class AsyncLine:
     def _fail(self, waiting: Sequence[_Waiting] | deque[_Waiting], error: Exception) -> None:
         for each in waiting:
             if not each.replies.done():
-                each.replies.set_exception(type(error)(*error.args))
+                each.replies.set_exception(_alike(error))
         if waiting is self._queue:
             self._queue.clear()
 
@@ -136,14 +142,14 @@ class AsyncLine:
             if connection.is_connected and await connection.can_read():  # closed, or the rest of something broken off
                 await connection.disconnect(nowait=True)
             if not connection.is_connected:
-                async with asyncio.timeout_at(until):
-                    await connection.connect()
+                await watch.connect()
             writer = connection._writer  # what `send_packed_command` does, which waits though there is nothing to wait for
             writer.write(b"".join(map(packed, commands)))
             if writer.transport.get_write_buffer_size():
                 await writer.drain()
             return [await _reply(connection) for _ in commands]
         except BaseException as error:
+            watch.cut_off()
             await connection.disconnect(nowait=True)
             if isinstance(error, asyncio.TimeoutError) or (watch.expired and isinstance(error, Exception)):
                 raise exceptions.TimeoutError("Timeout in an exchange with the server") from None
@@ -155,21 +161,37 @@ class AsyncLine:
         """Close the connections that are not in use."""
         while self._idle:
             self._open -= 1
-            await self._idle.pop().disconnect()
+            connection = self._idle.pop()
+            watch = _Watch(self._loop, self._loop.time() + self._seconds, connection)  # TLS waits for the other side's farewell
+            try:
+                await connection.disconnect()
+            finally:
+                watch.end()
+
+    def abandon(self) -> None:
+        """Close the connections of a loop that has been closed without this, and so cannot close them any more."""
+        for connection in self._idle:
+            writer, connection._reader, connection._writer = connection._writer, None, None
+            shown = None if writer is None else writer.get_extra_info("socket")
+            if shown is not None:
+                with suppress(AttributeError, OSError):  # what loops of other makers do not have goes with the garbage
+                    shown._sock.close()
+                    writer.transport._sock = None  # else it would warn of what is closed
 
 
 class _Watch:
-    """Cuts a connection off when its time is over: what is read then fails, and no task is cancelled.
+    """Cuts a connection off when its time is over: what is read then fails, and no task is cancelled, unless it is connecting.
 
     If the loop itself was busy until then, what the server has sent may not have been seen yet, so there is some more time.
     """
 
-    __slots__ = ("_connection", "_due", "_handle", "_loop", "expired")
+    __slots__ = ("_connecting", "_connection", "_due", "_handle", "_loop", "expired")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, until: float, connection: Any) -> None:
         self._loop = loop
         self._connection = connection
         self.expired = False
+        self._connecting: asyncio.Timeout | None = None
         self._due = until
         self._handle = loop.call_at(until, self._over)
 
@@ -179,9 +201,29 @@ class _Watch:
             self._handle = self._loop.call_at(self._due, self._over)
             return
         self.expired = True
+        if self._connecting is not None:
+            self._connecting.reschedule(self._due)
+        else:
+            self.cut_off()
+
+    def cut_off(self) -> None:
+        """End the connection, if there is one, and whatever was still to be sent."""
         writer = self._connection._writer  # redis-py has no way to cut a connection off from outside a coroutine
         if writer is not None:
+            forget_unsent(writer.get_extra_info("socket"))
             writer.transport.abort()
+
+    async def connect(self) -> None:
+        """Make the connection.
+
+        Raises:
+            TimeoutError: not in time.
+        """
+        if self.expired:
+            raise TimeoutError
+        async with asyncio.timeout(None) as self._connecting:
+            await self._connection.connect()
+        self._connecting = None
 
     def end(self) -> None:
         self._handle.cancel()
@@ -192,3 +234,11 @@ async def _reply(connection: Any) -> Any:
         return await connection.read_response()
     except exceptions.ResponseError as error:
         return error
+
+
+def _alike(error: Exception) -> Exception:
+    """One for each who waits; not all kinds can be made from what they say."""
+    try:
+        return type(error)(*error.args)
+    except Exception:
+        return exceptions.ConnectionError(*error.args)

@@ -91,8 +91,8 @@ class Breaker:
         with self._lock:
             self._failures += 1
             was = self.state
-            if was != "closed" and probe != self._prober:
-                return
+            if was != "closed" and (not probe or probe != self._prober):
+                return  # it began before the breaker opened, or another probe has begun since
             if was == "closed" and self._failures < _FAILURES:
                 return
             if was != "closed":

@@ -127,8 +127,9 @@ class Layout:
         return prefix + rest
 
     def _prefix(self, key: bytes) -> bytes:
-        if self._last and key.startswith(self._last):
-            return self._last
+        last = self._last  # another thread may replace it meanwhile
+        if last and key.startswith(last):
+            return last
         found = _namespace_of(key)
         if found:
             self._last = found

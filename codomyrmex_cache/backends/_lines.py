@@ -7,9 +7,12 @@ a byte now and then could hold a caller for ever.  Here every `recv` of an opera
 from __future__ import annotations
 
 import select
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from threading import Lock, Semaphore, local
+from contextlib import suppress
+from socket import AI_NUMERICHOST, SO_LINGER, SOL_SOCKET, getaddrinfo
+from threading import Event, Lock, Semaphore, Thread, local
 from typing import Any
 
 import redis.connection
@@ -20,7 +23,7 @@ from redis.retry import Retry
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache.backends._target import Address
 
-__all__ = ["Command", "Line", "connection_to", "is_clean", "packed", "time_limit"]
+__all__ = ["Command", "Line", "connection_to", "forget_unsent", "is_clean", "packed", "time_limit"]
 
 Command = Sequence[bytes | int | str]
 
@@ -28,8 +31,13 @@ _MOST = 50
 """Connections to one server; a caller beyond that waits for one, within its limit of time."""
 
 
+_MORE = 0.05
+"""Seconds that an operation gets beyond its limit if its thread was kept from running: the reply may have come unseen."""
+
+
 class _Limit(local):
     until: float | None = None
+    more = 0.0
 
 
 _limit = _Limit()
@@ -38,17 +46,17 @@ _limit = _Limit()
 class time_limit:  # noqa: N801  used like a function
     """All that this thread does with connections within the block takes so many seconds at most."""
 
-    __slots__ = ("_before", "_seconds")
+    __slots__ = ("_before", "_more", "_seconds")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
     def __enter__(self) -> None:
-        self._before = _limit.until
-        _limit.until = time.monotonic() + self._seconds
+        self._before, self._more = _limit.until, _limit.more
+        _limit.until, _limit.more = time.monotonic() + self._seconds, _MORE
 
     def __exit__(self, *error: object) -> None:
-        _limit.until = self._before
+        _limit.until, _limit.more = self._before, self._more
 
 
 def _left() -> float | None:
@@ -59,10 +67,12 @@ def _left() -> float | None:
     """
     if _limit.until is None:
         return None
-    left = _limit.until - time.monotonic()
-    if left <= 0:
+    now = time.monotonic()
+    if _limit.until <= now and _limit.more:
+        _limit.until, _limit.more = now + _limit.more, 0.0
+    if _limit.until <= now:
         raise TimeoutError("timed out")
-    return left
+    return _limit.until - now
 
 
 class _TimedSocket:
@@ -94,12 +104,42 @@ class _TimedSocket:
 class _Timed:
     """Makes a redis-py connection keep the limit, while connecting too."""
 
+    @property
+    def socket_connect_timeout(self) -> float | None:
+        """Asked for each address of the host."""
+        return _left()
+
+    @socket_connect_timeout.setter
+    def socket_connect_timeout(self, seconds: float | None) -> None:
+        """What redis-py was told is no matter."""
+
     def _connect(self) -> Any:
-        left = _left()
-        if left is not None:
-            for name in ("socket_connect_timeout", "socket_timeout"):  # the latter is for the handshake of TLS
-                setattr(self, name, left)
+        if _limit.until is not None:
+            if host := getattr(self, "host", ""):
+                _find(host)
+            setattr(self, "socket_timeout", _left())  # noqa: B010  for the handshake of TLS
         return _TimedSocket(super()._connect())  # type: ignore[misc]
+
+
+def _find(host: str) -> None:
+    """Ask for the host's address in a thread, which may be left to it: asking knows no limit of time of its own.
+
+    Raises:
+        TimeoutError: no answer within the limit; what the answer is, who connects finds out.
+    """
+    try:
+        getaddrinfo(host, None, flags=AI_NUMERICHOST)
+    except OSError:
+        known = Event()
+        Thread(target=_ask, args=(host, known), name="codomyrmex_cache address", daemon=True).start()
+        if not known.wait(_left()):
+            raise TimeoutError(f"no address of {host!r} was found in time") from None
+
+
+def _ask(host: str, known: Event) -> None:
+    with suppress(OSError):
+        getaddrinfo(host, None)
+    known.set()
 
 
 class _TimedConnection(_Timed, redis.connection.Connection):
@@ -176,6 +216,7 @@ class Line:
             return [_reply(connection) for _ in commands]
         except BaseException:
             if connection is not None:
+                forget_unsent(connection._sock)
                 connection.disconnect()
             raise
         finally:
@@ -192,21 +233,46 @@ class Line:
                 try:
                     return self._free.pop()
                 except IndexError:
-                    if not self._freed.acquire(timeout=_left()):
+                    if not self._freed.acquire(timeout=self._patience()):
                         raise exceptions.MaxConnectionsError("all connections are in use") from None
         finally:
             with self._lock:
                 self._waiting -= 1
 
+    @staticmethod
+    def _patience() -> float | None:
+        try:
+            return _left()
+        except TimeoutError:
+            return 0.0  # it says nothing about the server
+
     def close(self) -> None:
         """Close the connections that are not in use."""
-        for connection in list(self._free):
+        free = self._free
+        for _ in range(len(free)):
+            try:
+                connection = free.pop(0)  # nobody else uses it meanwhile
+            except IndexError:
+                return
             if connection is not None:
                 connection.disconnect()
+            free.append(None)
+            if self._waiting:
+                self._freed.release()
 
     def after_fork(self) -> None:
         """The connections are the parent's."""
         self._reset()
+
+
+def forget_unsent(socket: Any) -> None:
+    """Have the kernel drop what it has not sent yet, now that this socket is to be closed.
+
+    Else it would send on: a value that a caller has given up storing would arrive after a later one, and replace it.
+    """
+    if socket is not None:
+        with suppress(OSError, AttributeError, struct.error):
+            socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def is_clean(connection: Any) -> bool:
@@ -214,17 +280,24 @@ def is_clean(connection: Any) -> bool:
 
     `can_read` of redis-py tells the same by an exception in each case, which costs four times as much.
     """
-    buffer, socket = getattr(connection._parser, "_buffer", None), connection._sock
+    parser, socket = connection._parser, connection._sock
     if socket is None:
         return True  # it will be connected anew
-    if buffer is None or not hasattr(select, "poll"):  # hiredis, Windows
+    unread = _unread_of(parser)
+    if unread is None or not hasattr(select, "poll"):  # another version of redis-py, Windows
         try:
             return not connection.can_read()
         except exceptions.RedisError:
             return False
     poll = select.poll()
     poll.register(socket.fileno(), select.POLLIN)
-    return not poll.poll(0) and not buffer.unread_bytes()
+    return not poll.poll(0) and not unread()
+
+
+def _unread_of(parser: Any) -> Any:
+    """What tells of bytes that have been received and not read: redis-py's own parser has it, or that of hiredis."""
+    found = getattr(getattr(parser, "_buffer", None), "unread_bytes", None)
+    return found or getattr(getattr(parser, "_reader", None), "has_data", None)
 
 
 def _packed(commands: Sequence[Command]) -> list[bytes]:

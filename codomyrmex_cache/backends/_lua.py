@@ -69,35 +69,47 @@ local function carried_by(first, life)
 end
 """
 
+_HELD = b"""
+-- Whether it is still the lease of this token, or the one that was asked for with this nonce (the token may have come damaged).
+local function held(lease, token, nonce)
+  return redis.call('HGET', lease, 't') == token or (nonce ~= '' and redis.call('HGET', lease, 'n') == nonce)
+end
+"""
+
 COMMIT = (
-    _CARRIED
+    _HELD
+    + _CARRIED
     + b"""
 -- KEYS: entry, lease, generation of the key, other generations...
--- ARGV: value, its life (0: for ever), token, how many of the last generations the entry carries, generations...
-if redis.call('HGET', KEYS[2], 't') == ARGV[3] then redis.call('DEL', KEYS[2]) end
-if #ARGV - 4 ~= #KEYS - 2 then return 0 end
+-- ARGV: value, its life (0: for ever), token, nonce of the lease,
+--   how many of the last generations the entry carries, generations...
+if held(KEYS[2], ARGV[3], ARGV[4]) then redis.call('DEL', KEYS[2]) end
+if #ARGV - 5 ~= #KEYS - 2 then return 0 end
 for i = 3, #KEYS do
-  if redis.call('GET', KEYS[i]) ~= ARGV[i + 2] then return 0 end
+  if redis.call('GET', KEYS[i]) ~= ARGV[i + 3] then return 0 end
 end
 if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
 redis.call('DEL', KEYS[3])
-carried_by(#KEYS - ARGV[4] + 1, ARGV[2])
+carried_by(#KEYS - ARGV[5] + 1, ARGV[2])
 return 1
 """
 )
 
-END = b"""
--- KEYS: lease, generation of the key   ARGV: token, whether it failed, the generation to drop
-local ours = ARGV[1] == '0' or redis.call('HGET', KEYS[1], 't') == ARGV[1]
-if ours and redis.call('GET', KEYS[2]) == ARGV[3] then redis.call('DEL', KEYS[2]) end
-if redis.call('HGET', KEYS[1], 't') == ARGV[1] then
-  if ARGV[2] == '1' then
+END = (
+    _HELD
+    + b"""
+-- KEYS: lease, generation of the key   ARGV: token, nonce of the lease, whether it failed, the generation to drop
+local ours = held(KEYS[1], ARGV[1], ARGV[2])
+if (ours or ARGV[1] == '0') and redis.call('GET', KEYS[2]) == ARGV[4] then redis.call('DEL', KEYS[2]) end
+if ours then
+  if ARGV[3] == '1' then
+    redis.call('HSET', KEYS[1], 'f', redis.call('HGET', KEYS[1], 't'))
     redis.call('HDEL', KEYS[1], 't', 'g', 'n')
-    redis.call('HSET', KEYS[1], 'f', ARGV[1])
     redis.call('PEXPIRE', KEYS[1], 10000)
   else redis.call('DEL', KEYS[1]) end
 end
 """
+)
 
 FORGO = b"""
 -- KEYS: lease   ARGV: the new generation that was offered for it.  For who has not heard whether the lease was got.
@@ -125,7 +137,9 @@ return 1
 )
 
 DISCARD = b"""
--- KEYS: entry   ARGV: the value that it is to have
+-- KEYS: entry, lease   ARGV: the value that it is to have, nonce of a lease
+-- What was taken for the entry may have been a damaged reply that told of a lease.
+if ARGV[2] ~= '' and redis.pcall('HGET', KEYS[2], 'n') == ARGV[2] then redis.call('DEL', KEYS[2]) end
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
 """

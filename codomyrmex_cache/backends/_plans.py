@@ -1,29 +1,26 @@
 """What each verb sends to the server and makes of the replies, written once for threads and event loops.
 
-A plan is a generator: it yields the tag of the server and the commands for it, and is sent the replies; or it yields a future
-to wait for.
-
-An invalidation that could not be carried out is *owed*: nothing is read from that server before it has been paid, so that an
-entry deleted while the server was away is not found when it is back.  One caller pays, and the others wait for it.
+A plan is a generator: it yields the tag of the server and the commands for it, and is sent the replies.  An invalidation that
+came to nothing is owed: see `_debts`.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil
-from threading import RLock
 from typing import Any, TypeVar
 
 from redis import exceptions
 
 from codomyrmex_cache._entry import Entry
-from codomyrmex_cache._fork import renew_after_fork
-from codomyrmex_cache.backends._layout import Layout, Place, by_tag, pattern
+from codomyrmex_cache.backends._debts import CLEAR, Debts, Plan, scanning, unlinked
+from codomyrmex_cache.backends._layout import Layout, Place, by_tag
 from codomyrmex_cache.backends._lines import Command
 from codomyrmex_cache.backends._lua import ADD_TOTALS, BEGIN, COMMIT, DISCARD, END, FORGO, REMOVE, RENEW, REPLACE, TOTALS, WRITE
+from codomyrmex_cache.backends._replies import invalid, number, raise_error_in, scanned, values
 from codomyrmex_cache.backends._wire import script
 from codomyrmex_cache.backends.base import Begun
 from codomyrmex_cache.errors import CircuitOpenError
@@ -34,22 +31,16 @@ T = TypeVar("T")
 Trip = tuple[bytes, Sequence[Command], Sequence[Command]]
 """Tag, commands, and what is owed if they come to nothing."""
 
-Plan = Generator[tuple[bytes, Sequence[Command]] | Future[None], list[Any], T]
-
 _KEPT = b"86400000"
 """Milliseconds: a generation that no load asks for is dropped after a day, or with the longest-lived entry that carries it."""
 
 _LONGEST = 10**15
 """Milliseconds; the server refuses lives that overflow its clock."""
 
-_SCAN_COUNT = 512
 _KEYS_AT_ONCE, _BYTES_AT_ONCE = 256, 2**20
 """Of one command, so that it does not keep the server from its other clients for long."""
 
 _MOST_NAMES = 1024
-
-_MOST_OWED = 1000
-"""Commands; beyond, the whole namespace is owed."""
 
 _PATIENCE = 0.5
 """Seconds, of an invalidation on several servers: when one has failed and they are over, the others are not tried but owed."""
@@ -64,21 +55,20 @@ class Plans:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.owed: dict[bytes, list[Command]] = {}
-        self._paying: dict[bytes, Future[None]] = {}
-        self._lock = RLock()  # a plan that is broken off by the garbage collector owes too
-        renew_after_fork(self)
+        self._debts = Debts(lambda command: command[1] == _FORGO)  # leases end by themselves
+        self.owed, self.owe, self.paid = self._debts.owed, self._debts.owe, self._debts.paid
+        self._nonces: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
         self._names: dict[tuple[tuple[bytes, ...], bytes], Sequence[bytes]] = {}
 
     # -- one trip
 
     def _trip(self, tag: bytes, commands: Sequence[Command], owed: Sequence[Command] = ()) -> Plan[list[Any]]:
         """The replies, none of them an error; if it comes to nothing, `owed` is owed."""
-        if tag in self.owed:
-            yield from self.paid(tag)
         try:
+            if tag in self.owed:
+                yield from self.paid(tag)
             replies = yield tag, commands
-            _raise_error_in(replies)
+            raise_error_in(replies)
         except BaseException as error:  # a cancellation too: nobody knows how far it got
             self.unheard(tag, owed, error)
             raise
@@ -89,62 +79,8 @@ class Plans:
         if owed and not (isinstance(owed, _Forgone) and isinstance(error, CircuitOpenError)):
             self.owe(tag, owed)
 
-    def owe(self, tag: bytes, commands: Sequence[Command]) -> None:
-        """These have to be carried out before anything else is asked of that server."""
-        commands = list(commands)
-        with self._lock:
-            owed = self.owed.setdefault(tag, [])
-            owed.extend(commands)
-            if len(owed) > _MOST_OWED:
-                owed[:] = [command for command in owed if command[1] != _FORGO]  # leases end by themselves
-            if len(owed) > _MOST_OWED:
-                owed[:] = [(b"UNLINK", b"cmxc:{%b}gn" % tag), (_CLEAR, b"cmxc:{%b}e" % tag)]
-
-    def paid(self, tag: bytes) -> Plan[None]:
-        """Carry out what is owed there, or wait for who is at it: nobody reads before it is done, and nothing is done twice."""
-        while tag in self.owed:
-            own: Future[None] = Future()
-            own.set_running_or_notify_cancel()  # from here on no waiter's cancellation reaches the others
-            paying = self._paying.setdefault(tag, own)
-            try:
-                yield from self._pay(tag) if paying is own else _awaited(paying)
-            except TimeoutError:
-                self._end_paying(tag, paying)  # who pays may have died with its event loop
-                raise
-            except Exception as error:
-                if paying is own:
-                    self._end_paying(tag, own)
-                    own.set_exception(error)
-                raise
-            finally:
-                if not own.done():
-                    self._end_paying(tag, own)
-                    own.set_result(None)  # who waits looks again
-
-    def _end_paying(self, tag: bytes, paying: Future[None]) -> None:
-        if self._paying.get(tag) is paying:
-            self._paying.pop(tag, None)
-
-    def _pay(self, tag: bytes) -> Plan[None]:
-        with self._lock:
-            owed = list(self.owed.get(tag, ()))
-        for start in range(0, len(owed), _KEYS_AT_ONCE):
-            part = owed[start : start + _KEYS_AT_ONCE]
-            commands = [command for command in part if command[0] != _CLEAR]
-            if commands:
-                _raise_error_in((yield tag, commands))
-            for command in part:
-                if command[0] == _CLEAR:
-                    yield from self._unlinked(tag, bytes(command[1]))  # type: ignore[arg-type]
-        done = set(map(id, owed))
-        with self._lock:
-            left = self.owed.get(tag, [])
-            left[:] = [command for command in left if id(command) not in done]
-            if not left:
-                self.owed.pop(tag, None)
-
     def _trips(self, trips: Iterable[Trip]) -> Plan[list[Any]]:
-        """The replies of several trips, each made or owed whatever comes of the others; the first error is raised at the end."""
+        """The replies of several trips, each made, or owed, whatever comes of the others; raises the first error at the end."""
         replies: list[Any] = []
         problem: BaseException | None = None
         until = time.monotonic() + _PATIENCE
@@ -160,10 +96,6 @@ class Plans:
             raise problem
         return replies
 
-    def after_fork(self) -> None:
-        """What is owed is owed by the child as well; who is paying is the parent."""
-        self._lock, self._paying = RLock(), {}
-
     # -- entries
 
     def get(self, key: bytes) -> Plan[Entry | None]:
@@ -176,20 +108,20 @@ class Plans:
                 raise
             yield from self._trip(place.tag, ((b"UNLINK", name),))  # what somebody else has put under our key goes
             return None
-        return None if value is None else Entry(_values([value])[0])
+        return None if value is None else Entry(values([value])[0])
 
     def has(self, key: bytes) -> Plan[bool]:
         place = self.layout.place(key)
-        return _number((yield from self._trip(place.tag, ((b"EXISTS", place.name(b"e")),)))[0]) > 0
+        return number((yield from self._trip(place.tag, ((b"EXISTS", place.name(b"e")),)))[0]) > 0
 
     def get_many(self, keys: Sequence[bytes]) -> Plan[dict[bytes, bytes]]:
         found: dict[bytes, bytes] = {}
         for tag, named in self.layout.entries(keys).items():
             replies = yield from self._trip(tag, [(b"MGET", *part) for part in _parted(list(named))])
-            values = [value for reply in replies for value in _values(reply)]
-            if len(values) != len(named):
-                raise _invalid(replies)
-            found.update((key, value) for key, value in zip(named.values(), values, strict=True) if value is not None)
+            given = [value for reply in replies for value in values(reply)]
+            if len(given) != len(named):
+                raise invalid(replies)
+            found.update((key, value) for key, value in zip(named.values(), given, strict=True) if value is not None)
         return found
 
     def set_many(self, entries: Mapping[bytes, Entry]) -> Plan[None]:
@@ -209,14 +141,14 @@ class Plans:
             tag: [_removal(part) for part in _parted(places)] for tag, places in by_tag(map(self.layout.place, keys)).items()
         }
         replies = yield from self._trips([(tag, commands, commands) for tag, commands in removals.items()])
-        return sum(map(_number, replies))
+        return sum(map(number, replies))
 
     def scan(self, prefix: bytes) -> Plan[list[tuple[bytes, float | None]]]:
         keys: dict[bytes, None] = {}
         for tag, beginning in self.layout.beginnings(prefix) or [(b"-", b"cmxc:{")]:
             cursor: Any = b"0"
             while True:
-                cursor, names = _scanned((yield from self._trip(tag, (_scanning(cursor, beginning),)))[0])
+                cursor, names = scanned((yield from self._trip(tag, (scanning(cursor, beginning),)))[0])
                 found = (self.layout.key_of(name) for name in names)
                 keys.update((key, None) for key in found if key is not None and key.startswith(prefix))
                 if int(cursor) == 0:
@@ -233,26 +165,13 @@ class Plans:
                 if problem is not None and (not isinstance(problem, Exception) or time.monotonic() > until):
                     raise problem
                 yield from self.paid(tag)
-                count += yield from self._unlinked(tag, beginning)
+                count += yield from unlinked(tag, beginning)
             except BaseException as error:
-                self.owe(tag, ((_CLEAR, beginning),))
+                self.owe(tag, ((CLEAR, beginning),))
                 problem = problem or error
         if problem is not None:
             raise problem
         return count
-
-    def _unlinked(self, tag: bytes, beginning: bytes) -> Plan[int]:
-        count, cursor = 0, b"0"
-        while True:
-            replies = yield tag, (_scanning(cursor, beginning),)
-            _raise_error_in(replies)
-            cursor, names = _scanned(replies[0])
-            if names:
-                replies = yield tag, ((b"UNLINK", *names),)
-                _raise_error_in(replies)
-                count += _number(replies[0])
-            if int(cursor) == 0:
-                return count
 
     # -- loads; see `_lua` for what the scripts do
 
@@ -275,15 +194,24 @@ class Plans:
             redis.InvalidResponse: it says nothing that the script says; a lease that was got is owed back.
         """
         if type(reply) is bytes:
+            self._note(owed, 0)
             return reply
         try:
             found = _begun(reply, names)
+            self._note(owed, found.lease)
             if wanted and found.entry is not None and found.lease:
-                raise _invalid(reply)  # the script gives one or the other
+                raise invalid(reply)  # the script gives one or the other
         except Exception:
             self.owe(tag, owed)
             raise
         return found
+
+    def _note(self, owed: Sequence[Command], token: int) -> None:
+        """By which nonce the lease was asked for that was told of by this token, right or damaged."""
+        if isinstance(owed, _Forgone):
+            self._nonces[owed.lease, token] = owed.nonce
+            if len(self._nonces) > _MOST_NAMES:
+                self._nonces.popitem(last=False)
 
     def beginning(
         self, key: bytes, names: Sequence[bytes], seconds: float, wanted: int
@@ -314,24 +242,28 @@ class Plans:
         keys = [
             place.name(b"e"), place.name(b"l"), place.name(b"gk"), *(self.layout.generation(name, place) for name in names)
         ]  # fmt: skip
-        arguments: list[Any] = [entry.value, _life(entry), begun.lease, len(entry.generations), *begun.generations]
+        nonce = self._nonces.get((keys[1], begun.lease), b"") if begun.lease else b""
+        arguments: list[Any] = [
+            entry.value, _life(entry), begun.lease, nonce, len(entry.generations), *begun.generations
+        ]  # fmt: skip
         command = script(COMMIT, keys, arguments)
-        return _number((yield from self._trip(place.tag, (command,), (_removal((place,)),)))[0]) > 0
+        return number((yield from self._trip(place.tag, (command,), (_removal((place,)),)))[0]) > 0
 
     def end(self, key: bytes, begun: Begun, failed: bool) -> Plan[None]:
         place = self.layout.place(key)
         own = begun.generations[0] if begun.generations else b""
         keys = [place.name(b"l"), place.name(b"gk")]
-        yield from self._trip(place.tag, (script(END, keys, (begun.lease, int(failed), own)),))
+        nonce = self._nonces.get((keys[0], begun.lease), b"") if begun.lease else b""
+        yield from self._trip(place.tag, (script(END, keys, (begun.lease, nonce, int(failed), own)),))
 
     def generations(self, key: bytes, names: Sequence[bytes]) -> Plan[list[bytes | None]]:
         if not names:
             return []
         place = self.layout.place(key)
         wanted = [self.layout.generation(name, place) for name in names]
-        found = _values((yield from self._trip(place.tag, ((b"MGET", *wanted),)))[0])
+        found = values((yield from self._trip(place.tag, ((b"MGET", *wanted),)))[0])
         if len(found) != len(names):
-            raise _invalid(found)
+            raise invalid(found)
         return found
 
     def revoke(self, names: Sequence[bytes]) -> Plan[None]:
@@ -355,10 +287,12 @@ class Plans:
 
     def discard(self, key: bytes, old: Entry) -> Plan[bool]:
         place = self.layout.place(key)
-        return (yield from self._asked(place, DISCARD, [place.name(b"e")], [old.value]))
+        lease = place.name(b"l")
+        arguments = [old.value, self._nonces.get((lease, 0), b"")]
+        return (yield from self._asked(place, DISCARD, [place.name(b"e"), lease], arguments))
 
     def _asked(self, place: Place, source: bytes, keys: Sequence[bytes], arguments: Sequence[Any]) -> Plan[bool]:
-        return _number((yield from self._trip(place.tag, (script(source, keys, arguments),)))[0]) > 0
+        return number((yield from self._trip(place.tag, (script(source, keys, arguments),)))[0]) > 0
 
     # -- totals
 
@@ -371,24 +305,20 @@ class Plans:
     def totals(self, prefix: bytes) -> Plan[dict[str, float]]:
         tag, name = self.layout.totals(prefix)
         (found,) = yield from self._trip(tag, (script(TOTALS, [name], ()),))
-        texts = [(each or b"").decode("utf-8", "surrogatepass") for each in _values(found)]
+        texts = [(each or b"").decode("utf-8", "surrogatepass") for each in values(found)]
         return {name: float(amount) for name, amount in zip(texts[::2], texts[1::2], strict=True)}
-
-
-def _awaited(paying: Future[None]) -> Plan[None]:
-    yield paying
 
 
 class _Forgone(Sequence[Command]):
     """The command that gives up a lease, made if it comes to that."""
 
-    __slots__ = ("_lease", "_nonce")
+    __slots__ = ("lease", "nonce")
 
     def __init__(self, lease: bytes, nonce: bytes) -> None:
-        self._lease, self._nonce = lease, nonce
+        self.lease, self.nonce = lease, nonce
 
     def __getitem__(self, place: Any) -> Any:
-        return [script(FORGO, [self._lease], [self._nonce])][place]
+        return [script(FORGO, [self.lease], [self.nonce])][place]
 
     def __len__(self) -> int:
         return 1
@@ -399,54 +329,16 @@ _FORGO = script(FORGO, (), ())[1]
 
 def _begun(reply: Any, names: Sequence[bytes]) -> Begun:
     if type(reply) is not list or len(reply) not in (_GRANTED, _GRANTED + 1 + len(names)):
-        raise _invalid(reply)
-    value, generations = _values(reply[:1])[0], _values(reply[_GRANTED:])
-    token, holder, failed = map(_number, reply[1:_GRANTED])
+        raise invalid(reply)
+    value, generations = values(reply[:1])[0], values(reply[_GRANTED:])
+    token, holder, failed = map(number, reply[1:_GRANTED])
     if None in generations or not (generations or holder):
-        raise _invalid(reply)
+        raise invalid(reply)
     return Begun(None if value is None else Entry(value), tuple(generations), token, holder, failed)  # type: ignore[arg-type]
 
 
 _GRANTED = 4
 """Of the reply to a beginning: value, token, holder and failed; generations follow if it was granted."""
-
-
-def _number(reply: Any) -> int:
-    if type(reply) is int:
-        return reply
-    if type(reply) is bytes and reply.isdigit():
-        return int(reply)
-    raise _invalid(reply)
-
-
-def _values(replies: Any) -> list[bytes | None]:
-    if type(replies) is not list or not all(each is None or type(each) is bytes for each in replies):
-        raise _invalid(replies)
-    return replies
-
-
-def _invalid(reply: Any) -> Exception:
-    return exceptions.InvalidResponse(f"not a reply to what was asked: {str(reply)[:100]}")
-
-
-_CLEAR = b"clear"
-"""Stands for the removal of all that begins with these bytes, which takes several commands."""
-
-
-def _raise_error_in(replies: Sequence[Any]) -> None:
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-
-
-def _scanned(reply: Any) -> tuple[bytes, list[Any]]:
-    if type(reply) is not list or len(reply) != 2:
-        raise _invalid(reply)
-    return b"%d" % _number(reply[0]), _values(reply[1])
-
-
-def _scanning(cursor: bytes, beginning: bytes) -> Command:
-    return (b"SCAN", cursor, b"MATCH", pattern(beginning), b"COUNT", _SCAN_COUNT)
 
 
 def _life(entry: Entry) -> int:

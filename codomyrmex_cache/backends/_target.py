@@ -53,7 +53,8 @@ def without_password(url: str) -> str:
     >>> without_password("redis://user:hidden@host/0")
     'redis://user:***@host/0'
     """
-    return re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", re.sub(r"([?&]password=)[^&]*", r"\1***", url))
+    # up to the last @, so that of a password with an unquoted @ or / nothing is shown either
+    return re.sub(r"(://[^:]*:).*@", r"\1***@", re.sub(r"([?&][^=&]*password=)[^&]*", r"\1***", url), flags=re.DOTALL)
 
 
 def check_url(url: object) -> str:
@@ -66,11 +67,16 @@ def check_url(url: object) -> str:
         raise CacheConfigurationError(f"url={without_password(str(url))!r}: give one of {', '.join(_SCHEMES)}")
     if url.startswith("unix://"):
         return url
+    kind, _ = _kind_of(url)
     try:
-        kind, _ = _kind_of(url)
         nodes = _nodes(urlsplit(url).netloc.rpartition("@")[2], _PORTS[kind])
-    except ValueError as error:
-        raise CacheConfigurationError(f"url={without_password(url)!r}: {error}") from None
+        database = _path(url)[1] if kind == "sentinel" else urlsplit(url).path
+        int(unquote(database).strip("/") or 0)
+    except ValueError:  # what it says may quote a piece of the password
+        raise CacheConfigurationError(
+            f"url={without_password(url)!r}: give host:port and a number as the database, "
+            "and percent-encode what is special in a password (@ as %40, / as %2F)"
+        ) from None
     if kind == "single" and len(nodes) > 1:
         raise CacheConfigurationError(
             f"url={without_password(url)!r} names several servers: say redis+cluster:// or redis+sentinel://"
@@ -82,28 +88,43 @@ def check_url(url: object) -> str:
 
 def target_of_url(url: str) -> Target:
     """What the url says."""
-    import redis.connection
-
     kind, tls = _kind_of(check_url(url))
     if url.startswith("unix://"):
-        options = redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
-        options.pop("connection_class")
+        options = _options(url, url)
         return Target("single", (options.pop("path"),), options, {}, "", False, without_password(url))
     parts = urlsplit(url)
     credentials, _, hosts = parts.netloc.rpartition("@")
     service, database = _path(url) if kind == "sentinel" else ("", parts.path)
     scheme = "rediss" if tls else "redis"
     plain = f"{scheme}://{credentials}{'@' if credentials else ''}host{database}{'?' + parts.query if parts.query else ''}"
-    try:
-        options = redis.connection.parse_url(plain)  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        raise CacheConfigurationError(f"url={without_password(url)!r}: {error}") from None
-    for name in ("host", "connection_class"):
-        options.pop(name, None)
+    options = _options(plain, url)
+    options.pop("host", None)
     sentinel_options = {
         name[len("sentinel_") :]: options.pop(name) for name in ("sentinel_username", "sentinel_password") if name in options
     }
     return Target(kind, _nodes(hosts, _PORTS[kind]), options, sentinel_options, service, tls, without_password(url))
+
+
+def _options(plain: str, url: str) -> dict[str, Any]:
+    """What redis-py reads in the url, tried on a connection that is never made."""
+    import redis.connection
+
+    try:
+        options: dict[str, Any] = redis.connection.parse_url(plain)  # type: ignore[no-untyped-call]
+        kind = options.pop("connection_class", redis.connection.Connection)
+        options = {name: value for name, value in options.items() if name not in _OF_POOLS}
+        kind(**{name: value for name, value in options.items() if not name.startswith("sentinel_")})
+    except (ValueError, TypeError, redis.RedisError) as error:
+        problem = str(error).partition("__init__() ")
+        raise CacheConfigurationError(f"url={without_password(url)!r}: {problem[2] or problem[0]}") from None
+    return options
+
+
+_OF_POOLS = frozenset({
+    "max_connections", "timeout", "decode_responses", "encoding", "encoding_errors", "protocol", "retry_on_timeout",
+    "retry_on_error", "health_check_interval", "lib_name", "lib_version", "driver_info",
+})  # fmt: skip
+"""What redis-py takes in urls for pools and replies of its own, which are none of ours."""
 
 
 def target_of_client(client: Any) -> Target:
@@ -203,7 +224,7 @@ class Topology:
         """A node has said that another one has the slot; others may have moved as well."""
         self._slots[slot] = address
         if address not in self._known:
-            self._known.append(address)
+            self._known = [*self._known, address]
 
     @property
     def question(self) -> tuple[bytes, ...]:
@@ -226,8 +247,7 @@ class Topology:
             if not isinstance(reply, list) or not reply:
                 return False
             self._learn_slots(adviser, reply)
-        self._known.remove(adviser)
-        self._known.insert(0, adviser)
+        self._known = [adviser, *(other for other in self._known if other != adviser)]  # other threads use the old list
         self.doubted = False
         return True
 
@@ -245,14 +265,13 @@ class Topology:
     def failed(self, adviser: Address) -> None:
         """It did not answer: ask it last."""
         if adviser in self._known:
-            self._known.remove(adviser)
-            self._known.append(adviser)
+            self._known = [*(other for other in self._known if other != adviser), adviser]
 
     def masters(self) -> list[Address]:
         """All servers that have slots."""
         if self.target.kind != "cluster":
             return [] if self._master is None else [self._master]
-        return list(dict.fromkeys(self._slots.values()))
+        return list(dict.fromkeys(self._slots.copy().values()))
 
 
 def _host(told: bytes | None, adviser: Address) -> str:

@@ -174,6 +174,8 @@ class Wire:
                 return replies
         routing = self._routed(slot, commands)
         step = next(routing)
+        if self._only is not None:
+            step = routing.send(replies)  # to its first step, which has been made
         while True:
             try:
                 try:
@@ -216,14 +218,19 @@ class Wire:
             redis.RedisError: a server cannot be reached.
         """
         found: dict[Address, tuple[bytes, Any]] = {}
-        for tag in tags:
-            self.send(tag, ((b"EXISTS", b"cmxc:{%b}" % tag),))  # now it is known who has it
-            address = self.topology.where(self.slot(tag))
-            if address is not None and address not in found:
-                connection = self.connection(address, protocol=3)
-                with time_limit(self.seconds):
-                    connection.connect()
-                found[address] = tag, connection
+        try:
+            for tag in tags:
+                self.send(tag, ((b"EXISTS", b"cmxc:{%b}" % tag),))  # now it is known who has it
+                address = self.topology.where(self.slot(tag))
+                if address is not None and address not in found:
+                    connection = self.connection(address, protocol=3)
+                    with time_limit(self.seconds):
+                        connection.connect()
+                    found[address] = tag, connection
+        except BaseException:
+            for _, connection in found.values():
+                connection.disconnect()
+            raise
         return list(found.values())
 
     def close(self) -> None:
@@ -252,12 +259,14 @@ class Wire:
 
     async def _asent(self, slot: int, commands: Sequence[Command]) -> list[Any]:
         until = asyncio.get_running_loop().time() + self.seconds
-        if self.target.kind == "single":  # as in `_sent`
+        if self._only is not None:  # as in `_sent`
             replies: list[Any] = await self.async_line(self.target.nodes[0]).exchange(commands, until)
             if not any(type(reply) is exceptions.NoScriptError for reply in replies):
                 return replies
         routing = self._routed(slot, commands)
         step = next(routing)
+        if self._only is not None:
+            step = routing.send(replies)  # to its first step, which has been made
         while True:
             try:
                 try:
@@ -276,7 +285,9 @@ class Wire:
         if lines is None:
             with self._lock:
                 for other in [other for other in self._async_lines if other.is_closed()]:
-                    del self._async_lines[other]  # a connection refers to its loop, so the weak key alone would not free it
+                    # a connection refers to its loop, so the weak key alone would not free it
+                    for line in self._async_lines.pop(other).values():
+                        line.abandon()
                 lines = self._async_lines.setdefault(loop, {})
         if address not in lines:
             from codomyrmex_cache.backends._async_lines import AsyncLine, async_connection_to

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from concurrent.futures import Future
 from typing import Any, Literal, TypeVar
 
 from codomyrmex_cache._entry import Entry
+from codomyrmex_cache.backends._debts import Paying
 from codomyrmex_cache.backends._layout import Layout
 from codomyrmex_cache.backends._plans import Plan, Plans
 from codomyrmex_cache.backends._target import check_url, target_of_client, target_of_url
@@ -117,12 +117,12 @@ class RedisBackend:
             tag, command, owed = plans.beginning(key, names, seconds, 1 + tagged)
             try:
                 (reply,) = self._wire.send(tag, (command,))
+                if isinstance(reply, Exception):
+                    raise reply
             except BaseException as error:
                 plans.unheard(tag, owed, error)
                 raise
-            if not isinstance(reply, Exception):
-                return plans.begun(tag, reply, names, owed, 1 + tagged)
-            raise reply
+            return plans.begun(tag, reply, names, owed, 1 + tagged)
         return self._run(plans.look(key, names, seconds, 1 + tagged))
 
     def begin(self, key: bytes, names: Sequence[bytes], seconds: float) -> Begun:
@@ -212,12 +212,12 @@ class RedisBackend:
             tag, command, owed = plans.beginning(key, names, seconds, 1 + tagged)
             try:
                 (reply,) = await self._wire.asend(tag, (command,))
+                if isinstance(reply, Exception):
+                    raise reply
             except BaseException as error:
                 plans.unheard(tag, owed, error)
                 raise
-            if not isinstance(reply, Exception):
-                return plans.begun(tag, reply, names, owed, 1 + tagged)
-            raise reply
+            return plans.begun(tag, reply, names, owed, 1 + tagged)
         return await self._arun(plans.look(key, names, seconds, 1 + tagged))
 
     async def asettle(self, key: bytes) -> None:
@@ -282,8 +282,8 @@ class RedisBackend:
         return [(connection, names[tag]) for tag, connection in self._wire.apart(list(names))]
 
 
-async def _within(seconds: float, paying: Future[None]) -> None:
+async def _within(seconds: float, paying: Paying) -> list[Any]:
     """Wait for another caller's payment, in whatever thread or event loop it is made."""
     import asyncio
 
-    await asyncio.wait_for(asyncio.wrap_future(paying), seconds)
+    return await asyncio.wait_for(asyncio.wrap_future(paying), seconds)
