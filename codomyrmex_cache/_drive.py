@@ -285,8 +285,9 @@ async def _acall(space: Space, effect: Call, meter: Meter) -> Any:
     meter.start(effect.verb)
     try:
         return await _acalled(space, effect, meter)
-    finally:
+    except Exception:  # what succeeds has kept its own limit of time; the rest was the loop's, busy with others
         meter.stop(effect.verb)
+        raise
 
 
 async def _acalled(space: Space, effect: Call, meter: Meter) -> Any:

@@ -70,17 +70,17 @@ class Lane:
             return NOT_LOOKED
         if self._is_away(stored):
             return self._alone(stored, key)
-        began, seen, problem = time.monotonic(), None, None
+        began, seen, problem, meter = time.monotonic(), None, None, Meter()
         try:
             seen = await self._backend.alook(stored, self._names or self._names_of(key), LEASE_SECONDS, False)
         except Exception as error:
-            problem = error
+            problem, meter = error, Meter.since(began)
         except BaseException as error:  # cancelled; the lease that it may have got is given back by a task of its own
             self._counters.add("misses")
             if not isinstance(error, GeneratorExit):  # then there is no loop any more
                 self._settle(stored)
             raise
-        return self._hit(stored, key, seen) if type(seen) is bytes else Looked(seen, problem, Meter.since(began))
+        return self._hit(stored, key, seen) if type(seen) is bytes else Looked(seen, problem, meter)
 
     def _alone(self, stored: bytes, key: Key) -> Any:
         flights, own = self._space.flights, Flight(stored)

@@ -16,7 +16,7 @@ ROOT = Path(codomyrmex_cache.__file__).parent
 REPOSITORY = Path(__file__).parent.parent
 
 FLOORS: dict[int, set[str]] = {
-    0: {"errors", "_chunks", "_entry", "_duration", "_fork", "stats"},
+    0: {"errors", "_chance", "_chunks", "_entry", "_duration", "_fork", "stats"},
     1: {"_arrays", "_cipher", "_code", "_compression", "_encoders", "_encoding", "_objects", "_files", "_folders", "_isolation",
         "_named", "_payload", "_pickling", "_plain", "_raising", "_rebuild", "_sealed", "_secret", "_signature", "_tagged",
         "codecs", "envelope", "keys", "backends", "backends.base", "backends._lua"},

@@ -748,11 +748,11 @@ def trouble(server: Server, workers: list[subprocess.Popen[bytes]]) -> None:
     with redis.Redis(unix_socket_path=str(server.socket)) as client:
         eventually(lambda: len(tracking_ids(client)) == WRITERS, 20.0)
         for worker in workers[:3]:
-            time.sleep(1.5)
+            time.sleep(1.5)  # of undisturbed work
             for connection in tracking_ids(client):
                 client.client_kill_filter(_id=connection)
             worker.send_signal(signal.SIGSTOP)
-            time.sleep(1.2)
+            time.sleep(1.2)  # stopped for longer than the bound
             worker.send_signal(signal.SIGCONT)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from typing import Any
 
 import pytest
 import redis
 
-from codomyrmex_cache import CacheManager, Entry, RedisBackend
+from codomyrmex_cache import CacheManager, Entry, RedisBackend, cached
 from codomyrmex_cache.errors import CacheConfigurationError
 from tests.conftest import Server
 
@@ -73,3 +75,30 @@ def test_lives_the_server_would_refuse_are_brought_into_range(valkey: Server, le
 def test_another_scheme_is_refused(url: str) -> None:
     with pytest.raises(CacheConfigurationError, match="redis://, rediss://, unix://"):
         RedisBackend(url)
+
+
+def test_ten_thousand_calls_in_flight_need_a_few_connections(valkey: Server) -> None:
+    manager = CacheManager(url=valkey.url)
+    runs: Counter[int] = Counter()
+
+    @cached("crowd", backend="redis", manager=manager)
+    async def function(number: int) -> list[int]:
+        runs[number] += 1
+        await asyncio.sleep(0)
+        return [number]
+
+    async def main() -> tuple[int, int]:
+        with valkey.client() as client:
+            before: Any = client.info("stats")
+            for _ in range(2):  # loads, then hits
+                answers = await asyncio.gather(*(function(number % 2000) for number in range(10_000)))
+                assert answers == [[number % 2000] for number in range(10_000)]
+            after: Any = client.info("stats")
+        await manager.aclose()
+        return before["total_connections_received"], after["total_connections_received"]
+
+    before, after = asyncio.run(main())
+    assert after - before <= 10  # eight, and one of the thread that adds up statistics
+    assert runs == dict.fromkeys(range(2000), 1)
+    stats = manager.stats("crowd")
+    assert (stats.calls, stats.misses, stats.errors) == (20_000, 2000, {})

@@ -241,7 +241,7 @@ def test_threads_beside_a_dead_server_lose_no_time(dead: Scene, request: pytest.
         seconds = list(threads.map(timed, range(100, 100 + MANY)))
     request.node.user_properties += [("in all", time.perf_counter() - began), ("worst", max(seconds))]
     assert time.perf_counter() - began <= MANY_SECONDS
-    assert max(seconds) <= 0.5 + SLACK
+    assert max(seconds) <= 0.5 + 2 * SLACK  # 64 threads wait for each other too
 
 
 @pytest.mark.timeout(60)

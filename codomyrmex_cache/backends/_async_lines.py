@@ -28,8 +28,9 @@ _MOST = 8
 _AT_ONCE = 256
 """Commands of one pipeline: enough to spare round trips, few enough to be answered within one operation's time."""
 
-_LATE, _MORE = 0.02, 0.05
-"""Seconds by which a busy loop may be late; beyond, the reply may have come unseen, and it gets this much more time."""
+_TICK = 0.025
+"""Seconds: the limit of an exchange is counted in turns of the loop of this length at most.  Of a loop that is busy with other
+things each turn takes longer; but in each it can see what the server has sent, so a turn is what there is to be counted."""
 
 
 def async_connection_to(address: Address, options: Mapping[str, Any], *, tls: bool) -> Any:
@@ -68,8 +69,8 @@ class AsyncLine:
         if self._idle:
             connection = self._idle.pop()
         elif self._open < _MOST:
-            self._open += 1
             connection = self._make()
+            self._open += 1
         else:
             waiting = _Waiting(commands, self._loop.create_future())
             self._queue.append(waiting)
@@ -176,33 +177,34 @@ class AsyncLine:
             if shown is not None:
                 with suppress(AttributeError, OSError):  # what loops of other makers do not have goes with the garbage
                     shown._sock.close()
-                    writer.transport._sock = None  # else it would warn of what is closed
+                    writer.transport._closing, writer.transport._sock = True, None  # else it would warn of what is closed
 
 
 class _Watch:
     """Cuts a connection off when its time is over: what is read then fails, and no task is cancelled, unless it is connecting.
 
-    If the loop itself was busy until then, what the server has sent may not have been seen yet, so there is some more time.
+    See `_TICK` for how the time is counted.
     """
 
-    __slots__ = ("_connecting", "_connection", "_due", "_handle", "_loop", "expired")
+    __slots__ = ("_connecting", "_connection", "_handle", "_left", "_loop", "expired")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, until: float, connection: Any) -> None:
         self._loop = loop
         self._connection = connection
         self.expired = False
         self._connecting: asyncio.Timeout | None = None
-        self._due = until
-        self._handle = loop.call_at(until, self._over)
+        now = loop.time()
+        self._left = until - now - _TICK
+        self._handle = loop.call_at(min(until, now + _TICK), self._tick)
 
-    def _over(self) -> None:
-        if self._loop.time() - self._due > _LATE:
-            self._due = self._loop.time() + _MORE
-            self._handle = self._loop.call_at(self._due, self._over)
+    def _tick(self) -> None:
+        if self._left > 0:
+            self._handle = self._loop.call_later(min(self._left, _TICK), self._tick)
+            self._left -= _TICK
             return
         self.expired = True
         if self._connecting is not None:
-            self._connecting.reschedule(self._due)
+            self._connecting.reschedule(self._loop.time())
         else:
             self.cut_off()
 
@@ -231,7 +233,7 @@ class _Watch:
 
 async def _reply(connection: Any) -> Any:
     try:
-        return await connection.read_response()
+        return await connection.read_response(disconnect_on_error=False)  # what breaks it off ends it in its own way
     except exceptions.ResponseError as error:
         return error
 

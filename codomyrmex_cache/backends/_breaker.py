@@ -10,6 +10,7 @@ import time
 from threading import Lock
 from typing import Literal
 
+from codomyrmex_cache._chance import draw
 from codomyrmex_cache._entry import Clock
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache.errors import CircuitOpenError
@@ -36,7 +37,7 @@ class Breaker:
         clock: seconds.
     """
 
-    __slots__ = ("__weakref__", "_clock", "_failures", "_lock", "_next", "_pause", "_prober", "_what", "state")
+    __slots__ = ("__weakref__", "_clock", "_earlier", "_failures", "_lock", "_next", "_pause", "_prober", "_what", "state")
 
     def __init__(self, what: str, clock: Clock = time.monotonic) -> None:
         self.state: State = "closed"
@@ -45,7 +46,7 @@ class Breaker:
         self._failures = 0
         self._pause = _FIRST_PAUSE
         self._next = 0.0
-        self._prober = 0
+        self._prober = self._earlier = 0
         self._lock = Lock()
         renew_after_fork(self)
 
@@ -79,7 +80,7 @@ class Breaker:
         if self._failures == 0 and self.state == "closed":
             return
         with self._lock:
-            if self.state != "closed" and not probe:
+            if self.state != "closed" and probe <= self._earlier:
                 return  # it began before the breaker opened; the probe decides
             was, self.state = self.state, "closed"
             self._failures, self._pause = 0, _FIRST_PAUSE
@@ -91,13 +92,15 @@ class Breaker:
         with self._lock:
             self._failures += 1
             was = self.state
-            if was != "closed" and (not probe or probe != self._prober):
+            if was != "closed" and (probe <= self._earlier or probe != self._prober):
                 return  # it began before the breaker opened, or another probe has begun since
             if was == "closed" and self._failures < _FAILURES:
                 return
-            if was != "closed":
+            if was == "closed":
+                self._earlier = self._prober
+            else:
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-            pause = self._pause * (1 - _JITTER * _draw())
+            pause = self._pause * (1 - _JITTER * draw())
             self.state, self._next = "open", self._clock() + pause
         if was == "closed":
             logger.warning(
@@ -115,9 +118,3 @@ class Breaker:
     def after_fork(self) -> None:
         """A fork may have copied the lock while another thread held it."""
         self._lock = Lock()
-
-
-def _draw() -> float:
-    from random import random  # see `Space.draw`
-
-    return random()  # noqa: S311  spreads load, hides nothing

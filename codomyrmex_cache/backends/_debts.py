@@ -40,11 +40,12 @@ class Debts:
     """What is owed to each server.
 
     Args:
-        ends_by_itself: whether a command may be forgotten if there are too many.
+        ends_by_itself: whether what a command ends would end without it; it may be forgotten if there are too many.
     """
 
     def __init__(self, ends_by_itself: Callable[[Command], bool]) -> None:
         self.owed: dict[bytes, list[Command]] = {}
+        self._waited_for: set[bytes] = set()  # where something is owed that does not end by itself
         self._ends_by_itself = ends_by_itself
         self._paying: dict[bytes, Paying] = {}
         self._lock = RLock()  # a plan that the garbage collector breaks off owes too, in the middle of anything
@@ -56,13 +57,15 @@ class Debts:
         with self._lock:
             owed = self.owed.setdefault(tag, [])
             owed.extend(commands)
+            if not all(map(self._ends_by_itself, commands)):
+                self._waited_for.add(tag)
             if len(owed) > _MOST:
                 owed[:] = [command for command in owed if not self._ends_by_itself(command)]
             if len(owed) > _MOST:
                 owed[:] = [(b"UNLINK", b"cmxc:{%b}gn" % tag), (CLEAR, b"cmxc:{%b}e" % tag)]
 
     def paid(self, tag: bytes) -> Plan[None]:
-        """Carry out what is owed there, or wait for who is at it."""
+        """Carry out what is owed there, or wait for who is at it; nobody waits for what ends by itself."""
         while tag in self.owed:
             own = Paying()
             own.set_running_or_notify_cancel()  # from here on no waiter's cancellation reaches the others
@@ -70,8 +73,10 @@ class Debts:
             try:
                 if paying is own:
                     yield from self._pay(tag)
-                else:
+                elif tag in self._waited_for:
                     yield paying
+                else:
+                    return
             except TimeoutError:
                 self._end(tag, paying)  # who pays may have died with its event loop
                 raise
@@ -104,6 +109,8 @@ class Debts:
         with self._lock:
             left = self.owed.get(tag, [])
             left[:] = [command for command in left if id(command) not in done]
+            if all(map(self._ends_by_itself, left)):
+                self._waited_for.discard(tag)
             if not left:
                 self.owed.pop(tag, None)
 

@@ -93,6 +93,13 @@ class _TimedSocket:
         self._limit()
         self._socket.sendall(*arguments)
 
+    def shutdown(self, how: int) -> None:
+        """What redis-py does before it closes; within an operation that is one that was broken off."""
+        if _limit.until is None:
+            self._socket.shutdown(how)
+        else:
+            forget_unsent(self._socket)
+
     def _limit(self) -> None:
         if self._socket.gettimeout() != 0 and (left := _left()) is not None:
             self._socket.settimeout(left)
@@ -216,7 +223,6 @@ class Line:
             return [_reply(connection) for _ in commands]
         except BaseException:
             if connection is not None:
-                forget_unsent(connection._sock)
                 connection.disconnect()
             raise
         finally:
@@ -270,9 +276,8 @@ def forget_unsent(socket: Any) -> None:
 
     Else it would send on: a value that a caller has given up storing would arrive after a later one, and replace it.
     """
-    if socket is not None:
-        with suppress(OSError, AttributeError, struct.error):
-            socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+    with suppress(OSError, AttributeError):
+        socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def is_clean(connection: Any) -> bool:

@@ -168,8 +168,12 @@ def _target(
 def _taken(options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value for name, value in options.items()
-        if value is not None and (name in _TAKEN or (name.startswith("ssl_") and name != "ssl"))
+        if value is not None and (name in _TAKEN or (name.startswith("ssl_") and not (name in _OCSP and value is False)))
     }  # fmt: skip
+
+
+_OCSP = ("ssl_validate_ocsp", "ssl_validate_ocsp_stapled")
+"""Of blocking clients alone, which always say them."""
 
 
 def _kind_of(url: str) -> tuple[Kind, bool]:

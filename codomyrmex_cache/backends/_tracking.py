@@ -22,6 +22,7 @@ from threading import Thread, current_thread
 from typing import Any, Protocol, runtime_checkable
 from weakref import ref
 
+from codomyrmex_cache._chance import draw
 from codomyrmex_cache.backends.base import generation_name
 
 __all__ = ["Listener", "TellsChanges", "Tracker"]
@@ -244,11 +245,9 @@ class Tracker:
                     pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _rest(self, seconds: float) -> None:
-        from random import uniform
-
         with selectors.DefaultSelector() as selector:
             selector.register(self._bell, selectors.EVENT_READ)
-            selector.select(seconds * uniform(0.5, 1.0))  # noqa: S311  spreads load, hides nothing
+            selector.select(seconds * (0.5 + 0.5 * draw()))
 
     def _follow(self) -> None:
         """Connect, and listen until told to stop; raises what ends the connection."""

@@ -234,9 +234,10 @@ class Wire:
         return list(found.values())
 
     def close(self) -> None:
-        """Close the blocking connections that are not in use."""
+        """Close the blocking connections that are not in use, and those of event loops that are closed."""
         for line in list(self._lines.values()):
             line.close()
+        self._abandon_closed()
 
     # -- asyncio
 
@@ -283,11 +284,8 @@ class Wire:
         loop = asyncio.get_running_loop()
         lines = self._async_lines.get(loop)
         if lines is None:
+            self._abandon_closed()
             with self._lock:
-                for other in [other for other in self._async_lines if other.is_closed()]:
-                    # a connection refers to its loop, so the weak key alone would not free it
-                    for line in self._async_lines.pop(other).values():
-                        line.abandon()
                 lines = self._async_lines.setdefault(loop, {})
         if address not in lines:
             from codomyrmex_cache.backends._async_lines import AsyncLine, async_connection_to
@@ -297,6 +295,14 @@ class Wire:
 
             lines[address] = AsyncLine(make, self.seconds)
         return lines[address]
+
+    def _abandon_closed(self) -> None:
+        with self._lock:
+            closed = [loop for loop in self._async_lines if loop.is_closed()]
+            # a connection refers to its loop, so the weak key alone would not free it
+            lines = [line for loop in closed for line in self._async_lines.pop(loop).values()]
+        for line in lines:
+            line.abandon()
 
     async def aclose(self) -> None:
         """Close those of the running loop."""
