@@ -1015,8 +1015,11 @@ def loops() -> Iterator[list[Loop]]:
 def test_listeners_in_other_event_loops_hear_the_same_stream(loops: list[Loop]) -> None:
     source = AsyncSource(range(300))
     desk = Desk(lambda: source, is_async=True)
-    results = [loop.do(_collect(desk.acall())) for loop in loops * 3]
-    assert [result.result(30) for result in results] == [list(range(300))] * 9
+    streams = [desk.acall() for _ in range(9)]
+    firsts = [loop.do(anext(stream)) for loop, stream in zip(loops * 3, streams, strict=True)]
+    assert [first.result(30) for first in firsts] == [0] * 9  # all listen, before one has heard the end
+    rests = [loop.do(_collect(stream)) for loop, stream in zip(loops * 3, streams, strict=True)]
+    assert [rest.result(30) for rest in rests] == [list(range(1, 300))] * 9
     assert (source.drawn, source.closed, desk.log) == (301, 1, ["keep", "gone"])
 
 
