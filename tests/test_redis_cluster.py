@@ -297,7 +297,7 @@ def test_a_slot_that_moves_under_load(cluster: Cluster, workers: str) -> None:
         load.hit_again(names)
         moved = _told(source, "MOVED")
         _more_calls(load, 300)
-        assert _told(source, "MOVED") < moved + 50  # once told, remembered; some calls were under way
+        assert _told(source, "MOVED") < moved + 150  # once told, remembered; some calls were under way
     assert (load.exceptions, load.wrong) == ([], [])
     assert load.longest < BLOCKED
     assert load.manager.total().errors.keys() <= {"backend:TryAgainError"}  # a script whose keys were on both sides
