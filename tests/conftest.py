@@ -45,7 +45,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"unix://{self.socket}"
+        """With more patience than the default: a busy machine may well be slow, and few tests are about time."""
+        return f"unix://{self.socket}?socket_timeout=5"
 
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
