@@ -29,6 +29,9 @@ OWN_KEYS = {"stored", "new", "counter", "loaded", "added", "m", "n"}
 
 WAYS: tuple[Way, ...] = ("blocking", "asyncio")
 
+ATTEMPTS = 5
+"""How often something is tried that fails only where the machine is so busy that a reply is late."""
+
 
 @pytest.fixture(params=TROUBLES)
 def trouble(request: pytest.FixtureRequest) -> Trouble:
@@ -81,18 +84,32 @@ DIRECT: tuple[tuple[str, tuple[Any, ...], Callable[[Any], bool]], ...] = (
 )
 
 
+def stored(scene: Scene, number: int) -> Script:
+    """A call after another is a hit. Answers the seconds of the first."""
+    first: list[float] = []
+    for _ in range(ATTEMPTS):
+        before = scene.runs[number]
+        answer, took = yield "square", (number,)
+        assert answer == squared(number)
+        first.append(took)
+        if first[1:] and scene.runs[number] == before:
+            return first[0]
+    raise AssertionError(f"{number} is not stored")
+
+
 def warmed(scene: Scene, trouble: Trouble) -> Script:
     """Connections are open, scripts known, entries stored; unless the trouble was there before them."""
     if trouble.from_start:
         return
-    for number in (*OLD, *OLD):
-        answer, _ = yield "square", (number,)
-        assert answer == squared(number)
-    assert [scene.runs[number] for number in OLD] == [1, 1, 1]
+    for number in OLD:
+        yield from stored(scene, number)
     yield "set", ("stored", "value")
-    yield "incr", ("counter",)
-    answer, _ = yield "lock", ("lock",)
-    assert answer > 0
+    for verb, name in (("incr", "counter"), ("lock", "lock")):
+        for _ in range(ATTEMPTS):
+            answer, _ = yield "?" + verb, (name,)
+            if type(answer) is int:
+                break
+        assert answer > 0
 
 
 def right_answers(scene: Scene, trouble: Trouble, seconds: list[float]) -> Script:
@@ -128,18 +145,19 @@ def resumed(scene: Scene, lasted: float) -> Script:
 
 def healed(scene: Scene, seconds: list[float]) -> Script:
     for number in (*OLD, *NEW):
-        answer, took = yield "square", (number,)
-        assert answer == squared(number)
-        seconds.append(took)
-        before = scene.runs[number]
-        answer, _ = yield "square", (number,)
-        assert (answer, scene.runs[number]) == (squared(number), before), f"{number} is not stored"
-    for verb, arguments, expected in (
-        ("set", ("stored", "value"), None), ("get", ("stored",), "value"), ("has", ("stored",), True),
-        ("delete", ("stored",), True), ("set", ("counter", 1), None), ("incr", ("counter",), 2), ("add", ("counter", 1), False),
-    ):  # fmt: skip
-        answer, _ = yield verb, arguments
-        assert answer == expected, (verb, arguments)
+        seconds.append((yield from stored(scene, number)))
+    expected = [None, "value", True, True, None, 2, False]
+    for _ in range(ATTEMPTS):
+        answers = []
+        for verb, *arguments in (
+            ("set", "stored", "value"), ("get", "stored"), ("has", "stored"), ("delete", "stored"),
+            ("set", "counter", 1), ("?incr", "counter"), ("?add", "counter", 1),
+        ):  # fmt: skip
+            answer, _ = yield verb, tuple(arguments)
+            answers.append(answer)
+        if answers == expected:
+            break
+    assert answers == expected
     assert scene.cache.stats().backend == "closed"
 
 

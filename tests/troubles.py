@@ -24,7 +24,7 @@ __all__ = ["TROUBLES", "Scene", "Script", "Trouble", "Way", "carry_out", "never"
 
 Way = Literal["blocking", "asyncio"]
 
-Script = Generator[tuple[str, tuple[Any, ...]], tuple[Any, float], None]
+Script = Generator[tuple[str, tuple[Any, ...]], tuple[Any, float], Any]
 """Yields a verb and its arguments; is sent the answer (or the exception, for a verb that begins with "?") and its seconds."""
 
 
@@ -36,7 +36,7 @@ class Scene:
     def __init__(self, server: Server, *, proxied: bool = False, seed: int = 0, share: float = 0.01, **options: Any) -> None:
         self.server = server
         self.proxy = FaultProxy(server.port, seed=seed, share=share).__enter__()
-        self.manager = CacheManager(url=self.proxy.url if proxied else server.url, secret=b"a secret for the tests")
+        self.manager = CacheManager(url=self.proxy.url if proxied else server.hasty_url, secret=b"a secret for the tests")
         self.cache = self.manager.get_cache("x", backend="redis", **options)
         self.admin = redis.Redis(unix_socket_path=str(server.socket), retry=Retry(NoBackoff(), 0))
         self.runs: Counter[int] = Counter()
