@@ -1,20 +1,46 @@
 """The front of a function: raw arguments to live cells, and the wrapper's source that looks there first.
 
-Types first, values second: `front[type(a), type(b)][a, b]`.  Only types for which equal values are interchangeable get
-in, so the lookup runs no code of the user's (a `__hash__`, an `__eq__`) and `1`, `1.0` and `True` never meet.  Nothing is
-ever searched or removed on invalidation: a dead cell is passed by, and the front drops dead ones when it has doubled.
+There are three ways from arguments to a cell, and each of them is exact.
+
+*By the arguments themselves*: types first, values second, `cells[type(a), type(b)][a, b]`.  Only types for which equal values
+are interchangeable get in, so the lookup runs no code of the user's (a `__hash__`, an `__eq__`) and `1`, `1.0` and `True` never
+meet.
+
+*By a fingerprint*, for lists and dicts: the seeded xxh3 of what `marshal` (version 2) writes of all arguments.  `keys._Memo`
+says what that tells apart.  It writes any buffer as it writes bytes, so a call with bytes gets no fingerprint.
+
+*By a fingerprint with the object's attributes in its place*, for methods, where the class keeps its state in nothing else.
+
+A fingerprint leads to a cell only after the key has been made again, from what was fingerprinted: an argument may have been
+changed since the call began.  Which way is tried first is decided by what a function's first hit needed, and built into the
+wrapper's code.  Nothing is ever searched or removed on invalidation: a dead cell is passed by, and the front drops dead ones
+when it has doubled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from marshal import dumps, loads
+from os import urandom
+from types import CodeType, FunctionType
 from typing import Any, Literal
 
-from codomyrmex_cache._entry import Clock
-from codomyrmex_cache._signature import RESERVED, Shape
-from codomyrmex_cache.backends.in_memory import Cell
-from codomyrmex_cache.errors import CacheCodecError
+from xxhash import xxh3_128_digest
 
-__all__ = ["MISSES", "Front", "wrapper_source"]
+from codomyrmex_cache._entry import Clock
+from codomyrmex_cache._isolation import isolated
+from codomyrmex_cache._objects import dependent_on_encoders, is_its_attributes
+from codomyrmex_cache._signature import RESERVED, Shape, compile_function
+from codomyrmex_cache.backends.in_memory import Cell
+from codomyrmex_cache.errors import CacheCodecError, UnkeyableError
+from codomyrmex_cache.keys import Key, Keyer
+
+__all__ = ["Front", "Kind"]
+
+Kind = Literal["plain", "coroutine", "other"]
+"""Of wrapper; "other" leaves all to what is cold."""
+
+Way = Literal["arguments", "fingerprint", "attributes"]
 
 _MAX_TEXT = 4096
 """Longer strings are not kept as front keys: they would hold the memory that the bound on entries is there to limit."""
@@ -22,42 +48,187 @@ _MAX_TEXT = 4096
 _MAX_BITS = 512
 _FIRST_PRUNING = 1024
 
+_MAX_FINGERPRINTS = 16_384
+"""Of one function; a call has as many as there are orders of its dicts, so they are bounded by themselves."""
+
+_SEED = int.from_bytes(urandom(8), "big")
+
+_MISSES = (KeyError, TypeError, ValueError, AttributeError, CacheCodecError)
+"""What the hot lines may raise: no such cell, an unhashable argument, one without fingerprint, an object without `__dict__`, a
+value that cannot be copied now."""
+
 
 class Front:
-    """The dict the wrapper reads, and its upkeep.
+    """The dicts the wrapper reads, and their upkeep.
 
     Args:
-        shape: of the function; with `*args` or `**kwargs` there is no front.
+        shape: of the function.
+        keyer: of the function.
         enabled: whether a call depends on its arguments alone.
     """
 
-    def __init__(self, shape: Shape, *, enabled: bool) -> None:
+    def __init__(self, shape: Shape, keyer: Keyer, *, enabled: bool) -> None:
         self.cells: dict[Any, dict[Any, Cell]] = {}
-        self.scope: dict[str, Any] = {}  # the wrapper's globals
-        self._single = len(shape.names) == 1
-        self.enabled = enabled and not shape.variadic
+        self.fingerprints: dict[bytes, Cell] = {}
+        self.attributes: dict[type, dict[bytes, Cell]] = {}
+        self.enabled = enabled
+        self.of_method = False
+        self._shape, self._keyer = shape, keyer
+        self._names = tuple(shape.names[index] for index in keyer.kept)
+        self._single = len(self._names) == 1
+        self._way: Way = "arguments"
+        self._wrapper: FunctionType | None = None
+        self._sources: Callable[[Way], str] = lambda way: ""
         self._filled = 0
         self._pruning_at = _FIRST_PRUNING
+        self._fingerprinted = 0
 
-    def accepts(self, bound: tuple[Any, ...]) -> bool:
-        """Whether these arguments may be a front key."""
-        return self.enabled and all(map(_interchangeable, bound))
+    # -- the wrapper
 
-    def fill(self, bound: tuple[Any, ...], cell: Cell, clock: Clock) -> None:
-        """From now on these arguments lead to this cell, whose deadline is on this clock."""
-        self.scope[f"{RESERVED}now"] = clock
-        kinds = tuple(map(type, bound))
+    def wrapper(
+        self, kind: Kind, name: str, *, cold: Callable[..., Any], target: Callable[..., Any], copy: bool, by_object: bool
+    ) -> FunctionType:
+        """The function that looks here first and then calls what is `cold`.
+
+        Args:
+            kind: of the function.
+            name: for tracebacks.
+            cold: is given the bound arguments.
+            target: the user's function.
+            copy: whether mutable values are handed out as copies.
+            by_object: whether the first parameter is a method's object.
+        """
+        self.of_method = (
+            by_object and self._names[:1] == self._shape.names[:1] != () and not self._shape.declaration.startswith("*")
+        )
+        self._sources = lambda way: _wrapper_source(self._shape, self._names, kind, way if self.enabled else None, copy=copy)
+        scope = {
+            **self._shape.defaults,
+            f"{RESERVED}type": type,
+            f"{RESERVED}cells": self.cells,
+            f"{RESERVED}fingerprints": self.fingerprints,
+            f"{RESERVED}attributes": self.attributes,
+            f"{RESERVED}hash": xxh3_128_digest,
+            f"{RESERVED}dumps": dumps,
+            f"{RESERVED}seed": _SEED,
+            f"{RESERVED}cold": cold,
+            f"{RESERVED}target": target,
+            f"{RESERVED}isolated": isolated,
+            f"{RESERVED}misses": _MISSES,
+        }
+        wrapper: FunctionType = compile_function(self._sources(self._way), name, scope)  # type: ignore[assignment]
+        self._wrapper = wrapper
+        return wrapper
+
+    def _prefer(self, way: Way) -> None:
+        """Look this way first from now on, if no call was found in the first one."""
+        if self._wrapper is None or self._way != "arguments" or self.cells:
+            return
+        self._way = way
+        self._wrapper.__code__ = self._code(way)
+
+    def _code(self, way: Way) -> CodeType:
+        assert self._wrapper is not None
+        code: CodeType = compile_function(self._sources(way), self._wrapper.__code__.co_name, self._shape.defaults).__code__
+        return code
+
+    # -- upkeep
+
+    def fill(self, bound: tuple[Any, ...], key: Key, cell: Cell, clock: Clock) -> None:
+        """From now on these arguments lead to this cell, whose deadline is on this clock, if that can be said exactly."""
+        assert self._wrapper is not None
+        self._wrapper.__globals__[f"{RESERVED}now"] = clock
+        values = tuple([bound[index] for index in self._keyer.kept])
+        if not self._shape.variadic and all(map(_interchangeable, values)):
+            self._fill_arguments(values, cell)
+        elif self.of_method and is_its_attributes(type(values[0])):
+            self._fill_attributes(values, key, cell)
+        else:
+            self._fill_fingerprint(values, key, cell)
+
+    def _fill_arguments(self, values: tuple[Any, ...], cell: Cell) -> None:
+        kinds = tuple(map(type, values))
         cells = self.cells.setdefault(kinds[0] if self._single else kinds, {})
-        cells[bound[0] if self._single else bound] = cell
+        cells[values[0] if self._single else values] = cell
         self._filled += 1
         if self._filled >= self._pruning_at:
             self._prune()
 
     def _prune(self) -> None:
         for kinds, cells in list(self.cells.items()):
-            self.cells[kinds] = {values: cell for values, cell in list(cells.items()) if cell.entry is not None}
+            self.cells[kinds] = _alive(cells)
         self._filled = sum(map(len, self.cells.values()))
         self._pruning_at = max(_FIRST_PRUNING, 2 * self._filled)
+
+    def _fill_fingerprint(self, values: tuple[Any, ...], key: Key, cell: Cell) -> None:
+        data = _marshalled(values)
+        if data is None:
+            return
+        taken = loads(data)  # noqa: S302  our own bytes
+        if not _has_bytes(taken) and self._is_of(key, taken):
+            self._make_room()
+            self.fingerprints[xxh3_128_digest(data, _SEED)] = cell
+            self._prefer("fingerprint")
+
+    def _fill_attributes(self, values: tuple[Any, ...], key: Key, cell: Cell) -> None:
+        kind = type(values[0])
+        data = _marshalled((vars(values[0]), *values[1:]))
+        if data is None:
+            return
+        state, *others = taken = loads(data)  # noqa: S302
+        with dependent_on_encoders(self) as unchanged:
+            alike = object.__new__(kind)
+            vars(alike).update(state)
+            if not _has_bytes(taken) and self._is_of(key, (alike, *others)) and unchanged():
+                self._make_room()
+                self.attributes.setdefault(kind, {})[xxh3_128_digest(data, _SEED)] = cell
+                self._prefer("attributes")
+
+    def _is_of(self, key: Key, values: tuple[Any, ...]) -> bool:
+        """Whether these are the arguments that this key was made of."""
+        bound: list[Any] = [None] * len(self._shape.names)
+        for index, value in zip(self._keyer.kept, values, strict=True):
+            bound[index] = value
+        try:
+            return self._keyer.key(bound) == key
+        except UnkeyableError:
+            return False
+
+    def _make_room(self) -> None:
+        self._fingerprinted += 1
+        if self._fingerprinted < _MAX_FINGERPRINTS:
+            return
+        places = [self.fingerprints, *self.attributes.values()]
+        for place in places:
+            living = _alive(place)
+            place.clear()
+            place.update(list(living.items())[len(living) // 2 :])
+        self._fingerprinted = sum(map(len, places))
+
+    def encoders_changed(self) -> None:
+        """Objects may count by something else from now on."""
+        self.attributes.clear()
+
+
+def _alive(cells: dict[Any, Cell]) -> dict[Any, Cell]:
+    return {place: cell for place, cell in list(cells.items()) if cell.entry is not None}
+
+
+def _marshalled(values: tuple[Any, ...]) -> bytes | None:
+    try:
+        return dumps(values, 2)
+    except ValueError:
+        return None
+
+
+def _has_bytes(value: Any) -> bool:
+    """Whether there are any in what `marshal` gave; they may have been another buffer."""
+    kind = type(value)
+    if kind is dict:
+        return any(_has_bytes(item) for pair in value.items() for item in pair)
+    if kind in (tuple, list, set, frozenset):
+        return any(map(_has_bytes, value))
+    return kind is bytes
 
 
 def _interchangeable(value: Any) -> bool:
@@ -72,26 +243,35 @@ def _interchangeable(value: Any) -> bool:
     return kind is bool or value is None
 
 
-_HOT = """\
-    try:
-        {prefix}cell = {prefix}cells[{kinds}][{values}]
-        {prefix}value = {prefix}cell.value  # before the deadline: see Cell
-        if {prefix}now() < {prefix}cell.deadline:
+_LOOKUPS: dict[Way, str] = {
+    "arguments": "{prefix}cells[{kinds}][{values}]",
+    "fingerprint": "{prefix}fingerprints[{prefix}hash({prefix}dumps({kept}, 2), {prefix}seed)]",
+    "attributes": "{prefix}attributes[{prefix}type({first})]"
+    "[{prefix}hash({prefix}dumps(({first}.__dict__, {others}), 2), {prefix}seed)]",
+}
+
+_ANSWER = """\
+{indent}{prefix}cell = {lookup}
+{indent}{prefix}value = {prefix}cell.value  # before the deadline: see Cell
+{indent}if {prefix}now() < {prefix}cell.deadline:
 {copying}\
-            {prefix}counters.hits += 1
-            {prefix}counters.seconds_saved += {prefix}cell.cost
-            {prefix}cell.visited = True
-            return {prefix}value
-    except {prefix}misses:
-        pass
+{indent}    {prefix}cell.hits += 1
+{indent}    return {prefix}value
 """
 _COPYING = """\
-            if not {prefix}cell.shared:
-                {prefix}value = {prefix}isolated({prefix}value)
+{indent}    if not {prefix}cell.shared:
+{indent}        {prefix}value = {prefix}isolated({prefix}value)
 """
-
-MISSES = (KeyError, TypeError, CacheCodecError)
-"""What the hot lines may raise: no such cell, a type made unhashable by its metaclass, a value that cannot be copied now."""
+_HOT = """\
+    try:
+{preferred}\
+    except {prefix}misses:
+        if {prefix}{place}:
+            try:
+{fallback}\
+            except {prefix}misses:
+                pass
+"""
 
 _COLD = {
     # the function is called from the wrapper, so that in a function that calls itself no frames of ours lie in between
@@ -111,18 +291,34 @@ _COLD = {
 }
 
 
-def wrapper_source(shape: Shape, *, kind: Literal["plain", "coroutine", "other"], copy: bool, front: bool) -> str:
-    """The wrapper as source: `_cached_function` with the function's own parameters; "other" leaves all to what is cold."""
-    names = shape.names
+def _wrapper_source(shape: Shape, names: tuple[str, ...], kind: Kind, way: Way | None, *, copy: bool) -> str:
+    """The wrapper as source: `_cached_function` with the function's own parameters, of which these `names` count."""
+    kept = _tuple(names)
     single = len(names) == 1
-    kinds = "".join(f"{RESERVED}type({name}), " for name in names)
     parts = {
         "prefix": RESERVED,
         "bound": shape.bound,
         "arguments": shape.arguments,
-        "kinds": f"{RESERVED}type({names[0]})" if single else f"({kinds})",
-        "values": names[0] if single else shape.bound,
+        "kept": kept,
+        "first": "".join(names[:1]),
+        "others": "".join(f"{name}, " for name in names[1:]),
+        "kinds": f"{RESERVED}type({names[0]})" if single else _tuple(f"{RESERVED}type({name})" for name in names),
+        "values": names[0] if single else kept,
     }
     head = f"{'async ' if kind == 'coroutine' else ''}def {RESERVED}function({shape.declaration}):\n"
-    hot = _HOT.format(**parts, copying=_COPYING.format(**parts) if copy else "") if front else ""
+    hot = "" if way is None or kind == "other" else _hot_source(way, parts, copy=copy)
     return head + hot + _COLD[kind].format(**parts)
+
+
+def _hot_source(way: Way, parts: dict[str, str], *, copy: bool) -> str:
+    def answer(way: Way, indent: str) -> str:
+        copying = _COPYING.format(**parts, indent=indent) if copy else ""
+        return _ANSWER.format(**parts, indent=indent, lookup=_LOOKUPS[way].format(**parts), copying=copying)
+
+    second: Way = "fingerprint" if way == "arguments" else "arguments"
+    place = "fingerprints" if way == "arguments" else "cells"
+    return _HOT.format(**parts, preferred=answer(way, " " * 8), fallback=answer(second, " " * 16), place=place)
+
+
+def _tuple(names: Any) -> str:
+    return "(" + "".join(f"{name}, " for name in names) + ")"

@@ -74,7 +74,7 @@ class Memo:
                 f'leave stream="share", or cache a function that returns a list'
             )
         hot = self.keyer.depends_on_arguments_only and rules.front and not tags and not self.gives_stream
-        self.front = Front(self.shape, enabled=hot)
+        self.front = Front(self.shape, self.keyer, enabled=hot)
         self._hinted = not self.is_async and iscoroutinefunction(unwrap(function))
         self._call = self._compiled(function)
         self._tagged = bool(tags)
@@ -249,14 +249,15 @@ class Memo:
         space = self.cache.space
         near = space.near
         cell_of: Callable[[bytes], Cell | None] | None = getattr(space.backend, "cell", None) if near is None else near.cell
-        if cell_of is None or not self.front.accepts(bound):
+        if cell_of is None or not self.front.enabled:
             return
         cell = cell_of(space.stored(key.text))
         entry = None if cell is None else cell.entry
         if cell is None or entry is None or entry.digest != key.digest or entry.awaited is not self.is_async:
             return
         if not entry.raised and not entry.streamed:
-            self.front.fill(bound, cell, space.clock if near is None else near.now)
+            self.counters.follow(cell)
+            self.front.fill(bound, key, cell, space.clock if near is None else near.now)
 
     def _uncached(self, error: UnkeyableError, invoke: Callable[[], Any]) -> Any:
         if self._strict:

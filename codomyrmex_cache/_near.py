@@ -197,8 +197,7 @@ class Near:
         evicted: list[NearCell] = []
         while len(self.cells) > self._max_entries or self._bytes > self._max_bytes:
             key, cell = next(iter(self.cells.items()))
-            if cell.visited:
-                cell.visited = False
+            if cell.used():
                 self.cells.move_to_end(key)
             else:
                 evicted += self._all_removed((key,))

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copyreg
 import sys
+from abc import ABCMeta
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -21,17 +23,26 @@ from os import urandom
 from os.path import basename, splitext
 from pathlib import PurePath
 from struct import Struct
-from types import ModuleType
-from typing import Any
+from types import GetSetDescriptorType, ModuleType
+from typing import Any, Protocol
 from uuid import UUID
-from weakref import ref
+from weakref import WeakSet, ref
 
 from codomyrmex_cache._encoding import BUILT_IN, RESOLVE, RESOLVED, Encoder, encode_into, encode_plain
 from codomyrmex_cache.errors import UnkeyableError
 
-__all__ = ["SPECIAL", "describe", "leads_to", "module_name", "refuse", "register", "type_identity"]
+__all__ = [
+    "SPECIAL", "dependent_on_encoders", "describe", "is_its_attributes", "leads_to", "module_name", "refuse", "register",
+    "type_identity",
+]  # fmt: skip
 
 _length = Struct(">Q").pack
+
+
+class Dependent(Protocol):
+    """Who has taken note of how objects are encoded."""
+
+    def encoders_changed(self) -> None: ...
 
 
 def register(kind: type, encoder: Callable[[Any], object]) -> None:
@@ -50,6 +61,8 @@ def register(kind: type, encoder: Callable[[Any], object]) -> None:
     """
     _registered.insert(0, (kind, encoder))
     RESOLVED.clear()
+    for dependent in list(_dependents):
+        dependent.encoders_changed()
 
 
 _BASES: tuple[type, ...] = (
@@ -59,7 +72,42 @@ _BASES: tuple[type, ...] = (
 """What classes may be built over; the more special first."""
 
 _registered: list[tuple[type, Callable[[Any], object]]] = []
+_dependents: WeakSet[Dependent] = WeakSet()
 _local_tokens: dict[int, tuple[ref[type], bytes]] = {}  # by identity: a metaclass may have its own idea of equality
+
+
+@contextmanager
+def dependent_on_encoders(dependent: Dependent) -> Iterator[Callable[[], bool]]:
+    """From now on `dependent` is told when a class is registered; gives a function that says whether none was meanwhile."""
+    _dependents.add(dependent)
+    before = len(_registered)
+    yield lambda: len(_registered) == before
+
+
+_OWN_STATE = frozenset({
+    "__anext__", "__cache_key__", "__dict__", "__getattr__", "__getattribute__", "__getnewargs__", "__getnewargs_ex__",
+    "__getstate__", "__new__", "__next__", "__reduce__", "__reduce_ex__",
+})  # fmt: skip
+
+
+def is_its_attributes(kind: type) -> bool:
+    """Whether an instance is told by its class and its `__dict__`, which can be read without running code of its own."""
+    *bases, last = kind.__mro__
+    return (
+        type(kind) in (type, ABCMeta)
+        and last is object
+        and len(bases) > 0
+        and all(base.__flags__ & _HEAP_TYPE and not vars(base).get("__slots__") for base in bases)
+        and not any(_OWN_STATE & {name for name, item in vars(base).items() if not _is_plain_dict(item)} for base in bases)
+        and kind not in copyreg.dispatch_table
+        and not any(known in kind.__mro__ for known, _ in _registered)
+        and _special(kind) is None
+    )
+
+
+def _is_plain_dict(item: object) -> bool:
+    """Whether it is what each class has for its instances' `__dict__`."""
+    return type(item) is GetSetDescriptorType
 
 
 def main_module_name(name: str = "__main__") -> str:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import FunctionType
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, Unpack, cast, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, Unpack, overload
 
 from codomyrmex_cache._duration import Duration
 from codomyrmex_cache._entry import Entry, Missing
 from codomyrmex_cache._explain import Explanation
-from codomyrmex_cache._front import MISSES, wrapper_source
-from codomyrmex_cache._isolation import isolated
 from codomyrmex_cache._keying import Keying, Scope
 from codomyrmex_cache._memo import Memo, Tags
 from codomyrmex_cache._policy import DEFAULT_STREAM_MAX, OnWaitTimeout, Rules, Ttl
-from codomyrmex_cache._signature import RESERVED, compile_function
 from codomyrmex_cache._wiring import StoreOptions
 from codomyrmex_cache.backends.base import Backend
 from codomyrmex_cache.cache import Cache
@@ -293,12 +290,14 @@ def _decorate(function: Any, make: Callable[..., Memo]) -> Any:
         return staticmethod(_decorate(function.__func__, make))
     if isinstance(function, classmethod):
         _check_decorable(function.__func__)
-        return CachedMethod(_wrap(make(function.__func__)), by_class=True)
+        return CachedMethodOfClass(_wrap(make(function.__func__)))
     _check_decorable(function)
-    wrapper = _wrap(make(function))
-    if not _is_in_class_body(function):
+    in_class = _is_in_class_body(function)
+    by_class = in_class and function.__name__ in _IMPLICIT_CLASS_METHODS
+    wrapper = _wrap(make(function), by_object=in_class and not by_class)
+    if not in_class:
         return wrapper
-    return CachedMethod(wrapper, by_class=function.__name__ in _IMPLICIT_CLASS_METHODS)
+    return CachedMethodOfClass(wrapper) if by_class else CachedMethod(wrapper)
 
 
 def _check_decorable(function: Any) -> None:
@@ -315,23 +314,12 @@ def _is_in_class_body(function: Any) -> bool:
 _IMPLICIT_CLASS_METHODS = ("__class_getitem__", "__init_subclass__")
 
 
-def _wrap(memo: Memo) -> FunctionType:
-    """Compile the wrapper and give it its function's face and the control methods."""
+def _wrap(memo: Memo, *, by_object: bool = False) -> FunctionType:
+    """Make the wrapper and give it its function's face and the control methods."""
     kind, cold = memo.entrance
-    source = wrapper_source(memo.shape, kind=kind, copy=memo.rules.copy, front=memo.front.enabled)
-    scope = {
-        **memo.shape.defaults,
-        f"{RESERVED}type": type,
-        f"{RESERVED}cells": memo.front.cells,
-        f"{RESERVED}cold": cold,
-        f"{RESERVED}target": memo.function,
-        f"{RESERVED}counters": memo.counters,
-        f"{RESERVED}isolated": isolated,
-        f"{RESERVED}misses": MISSES,
-    }
-    wrapper = cast(FunctionType, compile_function(source, getattr(memo.function, "__name__", "cached"), scope))
+    name = getattr(memo.function, "__name__", "cached")
+    wrapper = memo.front.wrapper(kind, name, cold=cold, target=memo.function, copy=memo.rules.copy, by_object=by_object)
     functools.update_wrapper(wrapper, memo.function)
-    memo.front.scope = wrapper.__globals__
     for control in (*_BY_CALL, *_WHOLE, *_ASYNC):
         setattr(wrapper, control, getattr(memo, control))
     return wrapper
@@ -344,15 +332,8 @@ class CachedMethod(staticmethod):  # type: ignore[type-arg]
     `staticmethod` to those who inspect class bodies (pydantic, abc, dataclasses), who know to leave these alone.
     """
 
-    def __init__(self, wrapper: FunctionType, *, by_class: bool = False) -> None:
-        super().__init__(wrapper)
-        self._by_class = by_class
-
     def __get__(self, instance: Any, owner: type | None = None, /) -> Any:
-        receiver = instance
-        if self._by_class:
-            receiver = type(instance) if owner is None else owner
-        return self.__func__ if receiver is None else BoundCached(self.__func__, receiver)
+        return self.__func__ if instance is None else BoundCached(self.__func__, instance)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -364,6 +345,13 @@ class CachedMethod(staticmethod):  # type: ignore[type-arg]
             setattr(self.__func__, name, value)
         else:
             super().__setattr__(name, value)
+
+
+class CachedMethodOfClass(CachedMethod):
+    """The same for class methods."""
+
+    def __get__(self, instance: Any, owner: type | None = None, /) -> Any:
+        return BoundCached(self.__func__, type(instance) if owner is None else owner)
 
 
 class BoundCached(functools.partial):  # type: ignore[type-arg]

@@ -73,6 +73,8 @@ class Keyer:
         parts: what else a call depends on (scope, dependencies, deep code).
         shaping: functions of the user's that make parts of the key; their code counts, whatever the version.
         volatile: whether a key may change between two looks at the same arguments (files).
+
+    `kept` are the places of the parameters that count.
     """
 
     def __init__(
@@ -96,7 +98,8 @@ class Keyer:
         kept = [(index, name_) for index, name_ in enumerate(names) if transforms.get(name_, name_) is not None]
         self._names = [name_ for _, name_ in kept]
         self._transforms = {name_: transform for name_, transform in transforms.items() if transform is not None}
-        self._indices = None if len(kept) == len(names) else [index for index, _ in kept]
+        self.kept = tuple(index for index, _ in kept)
+        self._keeps_all = len(kept) == len(names)
         self._shaping = shaping
         made_by = [part for shaper in shaping for part in _call_time_parts(shaper)]
         self._parts = [*_call_time_parts(function), *made_by, *parts]
@@ -158,7 +161,7 @@ class Keyer:
         return tuple((label, digest) for label, (_, digest) in zip(labels, own, strict=True))
 
     def _kept(self, bound: Sequence[object]) -> Sequence[object]:
-        return bound if self._indices is None else tuple([bound[index] for index in self._indices])
+        return bound if self._keeps_all else tuple([bound[index] for index in self.kept])
 
     def _make_head(self) -> bytes:
         """What is the same for all calls; made at the first, since reading code costs some 0.1 ms a function."""

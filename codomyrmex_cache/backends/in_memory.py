@@ -57,9 +57,12 @@ class Cell:
 
     A reader takes `value` first and compares `deadline` second; `kill` moves `deadline` first and drops `value`
     second.  So a reader that saw the emptied value also sees the passed deadline, whatever the interleaving.
+
+    `hits` counts what the hot closure answered with it, `seen` how many of them eviction knows of, and `visited` says
+    whether it was asked for in another way since.
     """
 
-    __slots__ = ("cost", "deadline", "entry", "shared", "value", "visited")
+    __slots__ = ("cost", "deadline", "entry", "followed", "hits", "seen", "shared", "value", "visited")
 
     def __init__(self, entry: Entry) -> None:
         self.entry: Entry | None = entry
@@ -67,7 +70,14 @@ class Cell:
         self.deadline = inf if entry.fresh_until is None else entry.fresh_until
         self.cost = entry.cost
         self.shared = entry.shared
-        self.visited = False
+        self.hits = self.seen = 0
+        self.visited = self.followed = False
+
+    def used(self) -> bool:
+        """Whether it has been used since this was asked last."""
+        found = self.visited or self.hits != self.seen
+        self.visited, self.seen = False, self.hits
+        return found
 
     def kill(self) -> None:
         """No longer an answer: replaced, deleted or evicted."""
@@ -287,8 +297,7 @@ class InMemoryBackend:
         evicted: dict[bytes, Cell] = {}
         while self.max_entries is not None and len(self._cells) > self.max_entries:
             key, cell = next(iter(self._cells.items()))
-            if cell.visited:
-                cell.visited = False
+            if cell.used():
                 self._cells.move_to_end(key)
             else:
                 evicted[key] = self._cells.pop(key)
