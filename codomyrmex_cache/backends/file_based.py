@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -115,7 +113,7 @@ class FileBasedBackend:
         self._large = LargeFiles(self.directory / "large", durable=durability == "power", mapped=mmap, most=_LARGEST)
         self._database = Database(self.directory, durability, self._opened)
         self._upkeep = Upkeep(self._database, self._large, max_bytes, max_entries, clock)
-        self._writers: tuple[int, ThreadPoolExecutor] | None = None
+        self._writers: tuple[int, Any] | None = None
 
     def _opened(self, handle: Handle) -> None:
         self._upkeep.opened(handle)
@@ -393,6 +391,9 @@ class FileBasedBackend:
 
     async def _off_loop(self, verb: Callable[..., T], *arguments: object) -> T:
         """In threads of our own: the loop's may all be waiting for this very write."""
+        import asyncio  # with it come 57 modules, which a blocking program has no use for
+        from concurrent.futures import ThreadPoolExecutor
+
         if self._writers is None or self._writers[0] != os.getpid():
             self._writers = (os.getpid(), ThreadPoolExecutor(_WRITERS, thread_name_prefix="codomyrmex_cache"))
         return await asyncio.get_running_loop().run_in_executor(self._writers[1], verb, *arguments)
