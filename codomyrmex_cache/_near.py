@@ -55,7 +55,6 @@ _BUCKETS = 1024
 _ENDING_SECONDS = 1.0
 """To wait for the thread when closing: it may be in the middle of connecting."""
 
-_payloads = ObjectPayloads()
 _NOTHING = nullcontext()
 
 logger = logging.getLogger(__name__)
@@ -107,6 +106,7 @@ class Near:
         self.bound = bound
         self.cells: OrderedDict[bytes, NearCell] = OrderedDict()
         self._name, self._clock, self._track = name, clock, track
+        self._payloads = ObjectPayloads()
         self._injected = clock not in (time.time, time.monotonic)
         self._first_end = inf  # of the entries' lives, by an injected clock
         self._max_entries, self._max_bytes = max_entries, max_bytes
@@ -141,7 +141,7 @@ class Near:
         if entry is None or not self.now() < cell.deadline:
             return None
         try:
-            found = _payloads.unpack(key, entry, digest, copy=copy)
+            found = self._payloads.unpack(key, entry, digest, copy=copy)
         except (EnvelopeError, CacheCodecError):  # another call's, or not to be copied now: the server's is read
             return None
         cell.visited = True
@@ -168,7 +168,7 @@ class Near:
         if stamp is None or entry.raised or entry.streamed or size * _SHARE > self._max_bytes:
             return
         try:
-            packed = _payloads.pack(key, entry, copy=copy)
+            packed = self._payloads.pack(key, entry, copy=copy)
         except CacheCodecError:  # cannot be copied, so each reader decodes its own
             return
         with self._lock:

@@ -6,6 +6,8 @@ cannot be kept apart from its first holder is not stored.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -13,8 +15,14 @@ from typing import Any, Protocol
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._isolation import is_immutable, is_single_use, isolated
 from codomyrmex_cache.errors import CacheCodecError, EnvelopeError
+from codomyrmex_cache.keys import owner_of
 
 __all__ = ["ObjectPayloads", "Payloads", "refuse_single_use"]
+
+_SLOW_SECONDS = 0.05
+"""A copy that takes longer is worth a word: every hit takes that long too."""
+
+logger = logging.getLogger(__name__)
 
 
 class Payloads(Protocol):
@@ -39,11 +47,33 @@ class Payloads(Protocol):
 class ObjectPayloads:
     """Values kept as objects: a snapshot is taken when storing and another for each reader."""
 
+    def __init__(self) -> None:
+        self._warned: set[tuple[str, str]] = set()
+
     def pack(self, key: bytes, entry: Entry, *, copy: bool) -> Entry:
         refuse_single_use(entry.value)
         if is_immutable(entry.value):
             return replace(entry, shared=True)
-        return replace(entry, value=isolated(entry.value)) if copy else entry
+        if not copy:
+            return entry
+        started = time.thread_time()  # not the time that other threads have the interpreter
+        snapshot = isolated(entry.value)
+        seconds = time.thread_time() - started
+        if seconds > _SLOW_SECONDS:
+            self._warn_once(key, type(snapshot).__qualname__, seconds)
+        return replace(entry, value=snapshot)
+
+    def _warn_once(self, key: bytes, kind: str, seconds: float) -> None:
+        """One log line per function, or namespace for the direct API, and type."""
+        namespace, owner = _whose(key)
+        if (owner or namespace, kind) in self._warned:
+            return
+        self._warned.add((owner or namespace, kind))
+        remedy = "copy=False hands out the stored object itself" if owner else "a tuple of what cannot change is never copied"
+        logger.warning(
+            "namespace %r%s: copying one %s takes %.2f s when it is stored, and again at every hit; %s",
+            namespace, f", {owner}" if owner else "", kind, seconds, remedy,
+        )  # fmt: skip
 
     def unpack(self, key: bytes, entry: Entry, digest: bytes, *, copy: bool) -> Entry:
         if digest and digest != entry.digest:
@@ -60,6 +90,13 @@ class ObjectPayloads:
 
     def kept_parts(self, parts: Sequence[tuple[str, bytes]]) -> Sequence[tuple[str, bytes]]:
         return parts
+
+
+def _whose(key: bytes) -> tuple[str, str]:
+    """The namespace and the function of a backend's key; see `namespace_prefix`."""
+    length, _, rest = key.partition(b":")
+    name, text = rest[: int(length)], rest[int(length) + 1 :]
+    return name.decode("utf-8", "replace"), owner_of(text.decode("utf-8", "replace"))
 
 
 def refuse_single_use(value: Any) -> None:
