@@ -367,12 +367,15 @@ _ATOMS = (
 _KEYS = st.text(max_size=2) | st.integers() | st.sampled_from([nan, -0.0, (1, "a"), Pair(1, 2), Colour.RED, Point(1), Lazy(1)])
 
 
+_MAKERS: dict[str, Any] = {"list": list, "tuple": tuple, "point": Point, "open": Open}
+
+
 @st.composite
 def values(draw: st.DrawFn) -> Any:
     """A value whose parts occur in several places, maybe in themselves."""
-    nodes: list[Any] = [draw(_ATOMS)]
-    parts = st.deferred(lambda: _ATOMS | st.integers(0, len(nodes) - 1).map(lambda index: nodes[index]))
+    nodes = draw(st.lists(_ATOMS, min_size=1, max_size=3))
     for _ in range(draw(st.integers(1, 8))):
+        parts = st.sampled_from(list(nodes))
         make = draw(st.sampled_from(["list", "dict", "tuple", "set", "frozenset", "pair", "point", "open", "bytes"]))
         if make in ("set", "frozenset"):
             node: Any = (set if make == "set" else frozenset)(draw(st.lists(_KEYS, max_size=3)))
@@ -381,21 +384,15 @@ def values(draw: st.DrawFn) -> Any:
         elif make == "bytes":
             node = bytearray(b"a")
         else:
-            items = draw(st.lists(parts, max_size=3))
-            makers: dict[str, Any] = {
-                "list": list,
-                "tuple": tuple,
-                "pair": lambda each: Pair(tuple(each), each),
-                "point": Point,
-            }
-            node = makers.get(make, Open)(items)
+            items = draw(st.lists(parts, max_size=4))
+            node = Pair(tuple(items), items) if make == "pair" else _MAKERS[make](items)
         nodes.append(node)
     for node in draw(st.lists(st.sampled_from(nodes), max_size=3)):
         if isinstance(node, list):
-            node.append(draw(parts))
+            node.append(draw(st.sampled_from(nodes)))
         elif isinstance(node, dict):
-            node["cycle"] = draw(parts)
-    return draw(st.sampled_from(nodes[1:]))
+            node["cycle"] = draw(st.sampled_from(nodes))
+    return nodes[-1]
 
 
 def _walk(value: Any, places: dict[int, Any], lines: list[str]) -> None:
@@ -522,9 +519,9 @@ def test_what_is_dropped_while_it_is_copied_is_not_taken_for_something_else() ->
             value.clear()
             return [copy.deepcopy([number], memo) for number in range(100)]
 
-    value: list[Any] = [["dropped"], Drops()]
+    value: list[Any] = [["dropped"], ["dropped"], ["dropped"], Drops()]
 
-    assert isolated(value) == [["dropped"], [[number] for number in range(100)]]
+    assert isolated([value]) == [[*[["dropped"]] * 3, [[number] for number in range(100)]]]
 
 
 # -- the warning
