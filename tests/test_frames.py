@@ -85,6 +85,17 @@ def test_a_hit_with_several_parameters_and_a_ttl_enters_one_frame(manager: Cache
     assert f.stats().hits == 2
 
 
+def test_a_hit_that_copies_a_flat_list_enters_two_frames(manager: CacheManager) -> None:
+    @cached("a", manager=manager)
+    def f(x: int) -> list[int]:
+        return [x]
+
+    f(1)
+
+    assert len(entered(f, 1)) <= 2
+    assert f.stats().hits == 1
+
+
 def test_an_async_hit_enters_one_frame(manager: CacheManager) -> None:
     @cached("a", manager=manager)
     async def f(x: int) -> int:
