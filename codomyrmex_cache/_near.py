@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import inf
@@ -30,6 +29,7 @@ from weakref import finalize
 from codomyrmex_cache._entry import Clock, Entry
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache._payload import ObjectPayloads
+from codomyrmex_cache.backends._eviction import Eviction
 from codomyrmex_cache.backends.in_memory import DEFAULT_MAX_ENTRIES, Cell
 from codomyrmex_cache.errors import CacheCodecError, EnvelopeError
 
@@ -61,13 +61,13 @@ logger = logging.getLogger(__name__)
 
 
 class NearCell(Cell):
-    """A cell, when its entry's own life ends (by `time.monotonic`), and how many bytes the server keeps for it."""
+    """A cell, and when its entry's own life ends (by `time.monotonic`); its weight is the server's bytes for it."""
 
-    __slots__ = ("end", "size")
+    __slots__ = ("end",)
 
-    def __init__(self, entry: Entry, end: float, size: int, deadline: float) -> None:
-        super().__init__(entry)
-        self.end, self.size, self.deadline = end, size, deadline
+    def __init__(self, key: bytes, entry: Entry, size: int, end: float, deadline: float) -> None:
+        super().__init__(key, entry, size)
+        self.end, self.deadline = end, deadline
 
 
 class Stamp(NamedTuple):
@@ -95,7 +95,7 @@ class Near:
         bound: seconds that an answer may be older than the server's.
         clock: the namespace's, by which its entries live.
         track: makes who tells of changes.
-        max_entries: kept; the oldest one without a recent hit makes room.
+        max_entries: kept; who makes room is decided as in `InMemoryBackend`.
         max_bytes: of all of them, as stored.
     """
 
@@ -104,13 +104,13 @@ class Near:
         max_entries: int = DEFAULT_MAX_ENTRIES, max_bytes: int = DEFAULT_NEAR_BYTES,
     ) -> None:  # fmt: skip
         self.bound = bound
-        self.cells: OrderedDict[bytes, NearCell] = OrderedDict()
+        self.cells: dict[bytes, NearCell] = {}
+        self._order: Eviction[NearCell] = Eviction()
         self._name, self._clock, self._track = name, clock, track
         self._payloads = ObjectPayloads()
         self._injected = clock not in (time.time, time.monotonic)
         self._first_end = inf  # of the entries' lives, by an injected clock
         self._max_entries, self._max_bytes = max_entries, max_bytes
-        self._bytes = 0
         self._tagged: dict[bytes, set[bytes]] = {}
         self._until = -inf
         self._era = self._tags = 0
@@ -144,7 +144,7 @@ class Near:
             found = self._payloads.unpack(key, entry, digest, copy=copy)
         except (EnvelopeError, CacheCodecError):  # another call's, or not to be copied now: the server's is read
             return None
-        cell.visited = True
+        cell.touches += 1
         return found
 
     def stamp(self, key: bytes) -> Stamp | None:
@@ -186,28 +186,19 @@ class Near:
         if deadline <= moment:
             return []
         dead = [] if (old := self._removed(key)) is None else [old]
-        self.cells[key] = NearCell(entry, end, size, deadline)
-        self._bytes += size
+        while self._order and (len(self._order) >= self._max_entries or self._order.weight + size > self._max_bytes):
+            dead += self._all_removed((self._order.evict().key,))
+        cell = self.cells[key] = NearCell(key, entry, size, end, deadline)
+        self._order.add(cell)
         for name, _ in entry.generations:
             self._tagged.setdefault(name, set()).add(key)
-        return dead + self._evicted()
-
-    def _evicted(self) -> list[NearCell]:
-        """Second chance, as in `InMemoryBackend`."""
-        evicted: list[NearCell] = []
-        while len(self.cells) > self._max_entries or self._bytes > self._max_bytes:
-            key, cell = next(iter(self.cells.items()))
-            if cell.used():
-                self.cells.move_to_end(key)
-            else:
-                evicted += self._all_removed((key,))
-        return evicted
+        return dead
 
     def _removed(self, key: bytes) -> NearCell | None:
         cell = self.cells.pop(key, None)
         if cell is None:
             return None
-        self._bytes -= cell.size
+        self._order.remove(cell)
         assert cell.entry is not None  # what is killed has been removed before
         for name, _ in cell.entry.generations:
             keys = self._tagged[name]
@@ -287,10 +278,9 @@ class Near:
             if deaf:
                 self._until = -inf
             self._era += 1
-            gone = list(self.cells.values())
+            gone = self._order.clear()
             self.cells.clear()
             self._tagged.clear()
-            self._bytes = 0
         _kill(gone)
 
     # -- written here

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -45,13 +45,20 @@ class Payloads(Protocol):
 
 
 class ObjectPayloads:
-    """Values kept as objects: a snapshot is taken when storing and another for each reader."""
+    """Values kept as objects: a snapshot is taken when storing and another for each reader.
 
-    def __init__(self) -> None:
+    Args:
+        check_size: raises ValueTooLargeError for a value that the backend has no room for.
+    """
+
+    def __init__(self, check_size: Callable[[Any], None] | None = None) -> None:
+        self._check_size = check_size
         self._warned: set[tuple[str, str]] = set()
 
     def pack(self, key: bytes, entry: Entry, *, copy: bool) -> Entry:
         refuse_single_use(entry.value)
+        if self._check_size is not None:
+            self._check_size(entry.value)
         if is_immutable(entry.value):
             return replace(entry, shared=True)
         if not copy:

@@ -124,7 +124,7 @@ def _near_getter(space: Space, near: Near, counters: Counters) -> QuickGet:
                 return MISSING
         counters.hits += 1
         counters.seconds_saved += cell.cost
-        cell.visited = True
+        cell.touches += 1
         return value
 
     return get

@@ -19,7 +19,7 @@ from codomyrmex_cache._entry import Clock
 from codomyrmex_cache._payload import ObjectPayloads, Payloads
 from codomyrmex_cache._space import OnError, Space
 from codomyrmex_cache.backends.base import Backend, namespace_prefix
-from codomyrmex_cache.backends.in_memory import DEFAULT_MAX_ENTRIES, InMemoryBackend, check_max_entries
+from codomyrmex_cache.backends.in_memory import DEFAULT_MAX_ENTRIES, InMemoryBackend, check_max_bytes, check_max_entries
 from codomyrmex_cache.errors import CacheConfigurationError
 from codomyrmex_cache.stats import Counters
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from codomyrmex_cache.codecs import Codec
 
 __all__ = [
-    "ENTRY_POINTS", "CacheOptions", "Options", "Results", "StoreOptions", "check_namespace", "combined", "open_space",
+    "BUDGET", "ENTRY_POINTS", "CacheOptions", "Options", "Results", "StoreOptions", "check_namespace", "combined", "open_space",
     "resolved",
 ]  # fmt: skip
 
@@ -46,6 +46,9 @@ DEFAULT_MAX_VALUE_BYTES = 256 * 2**20
 
 NEAR_SECONDS, _LEAST_NEAR_SECONDS = 5.0, 0.1
 """How old an answer of the near cache may be, and how little can be asked for."""
+
+BUDGET = "memory"
+"""Among the wires: the budget that the in-memory namespaces of a manager share."""
 
 BUILT_IN = ("in_memory", "file_based", "redis")
 
@@ -95,7 +98,7 @@ class Options:
         encrypt: AES-256-GCM (needs a secret and codomyrmex_cache[crypto]).
         types: classes that values may be of, beside plain data; for functions their return annotation names them.
         max_entries: bound of an in-memory namespace or a near cache (10,000), or a file-based namespace (none).
-        max_bytes: bound of a file-based namespace (1 GiB) or a near cache (64 MiB).
+        max_bytes: bound of an in-memory namespace (none), a file-based one (1 GiB) or a near cache (64 MiB).
         max_value_bytes: of one encoded value; larger ones are not stored (256 MiB, on Redis 8 MiB).
         durability: of files: "kill" (default) survives the process, "power" the machine.
         mmap: map large payloads of files into memory instead of reading them.
@@ -141,8 +144,8 @@ class Options:
             check_max_entries(self.max_entries)
         for name in ("max_bytes", "max_value_bytes"):
             bound = getattr(self, name)
-            if bound is not None and (type(bound) is not int or bound < 1):
-                raise CacheConfigurationError(f"{name}={bound!r}: give a number of bytes >= 1")
+            if bound is not None:
+                check_max_bytes(bound, name)
         if self.compress is not None and (not isinstance(self.compress, int) or self.compress < 0):
             raise CacheConfigurationError(f"compress={self.compress!r}: give a number of bytes, True or False")
         if self.codec is not None and self.codec not in _CODECS and not hasattr(self.codec, "loads"):
@@ -248,11 +251,12 @@ def open_space(
 ) -> Space:
     """Wire a namespace to its backend; nothing is connected or created yet, except a missing secret.
 
-    `wires` are the connections to servers that the namespaces of a manager share.
+    `wires` are the connections to servers, and the budget of memory, that the namespaces of a manager share.
     """
     backend = _make_backend(name, options, wires)
     is_object = backend.payload == "object"
-    payloads = ObjectPayloads() if is_object else _sealed_payloads(name, options, backend, results)
+    check_size = getattr(backend, "check_size", None)
+    payloads = ObjectPayloads(check_size) if is_object else _sealed_payloads(name, options, backend, results)
     clock = options.clock or (time.monotonic if is_object else time.time)
     near = _make_near(name, options, backend, clock)
     return Space(
@@ -302,7 +306,10 @@ def _make_backend(name: str, options: Options, wires: MutableMapping[str, Any]) 
         assert options.backend is not None
         return options.backend
     if options.backend == "in_memory":
-        return InMemoryBackend(max_entries=options.max_entries)
+        return InMemoryBackend(
+            max_entries=options.max_entries, max_bytes=options.max_bytes, expiry_clock=options.clock or time.monotonic,
+            budget=wires.get(BUDGET),
+        )  # fmt: skip
     if options.backend == "file_based":
         from codomyrmex_cache._folders import namespace_directory
         from codomyrmex_cache.backends.file_based import DEFAULT_MAX_BYTES, FileBasedBackend

@@ -6,8 +6,9 @@ from threading import Lock
 from typing import Any, Unpack, overload
 
 from codomyrmex_cache._fork import renew_after_fork
-from codomyrmex_cache._wiring import CacheOptions, Options, check_namespace
+from codomyrmex_cache._wiring import BUDGET, CacheOptions, Options, check_namespace
 from codomyrmex_cache.backends.base import Backend
+from codomyrmex_cache.backends.in_memory import Budget, check_max_bytes
 from codomyrmex_cache.cache import Cache
 from codomyrmex_cache.stats import CacheStats, Scope
 
@@ -23,6 +24,7 @@ class CacheManager:
         secret: signs stored bytes (else CODOMYRMEX_CACHE_SECRET, else for files one made and kept for this user).
         clock: seconds, for tests.
         on_error: "bypass" (default: a failing backend is a miss, counted and logged once) or "raise".
+        max_bytes: of all its in-memory namespaces together (see `limit_memory`), and of each file-based one and near cache.
         options: any other option of `get_cache`, for all its namespaces.
 
     >>> manager = CacheManager()
@@ -37,7 +39,8 @@ class CacheManager:
     ) -> None:
         self._defaults = Options(**options)
         self._caches: dict[str, Cache] = {}
-        self._wires: dict[str, Any] = {}  # connections to servers, which the namespaces share
+        self._budget = Budget(self._defaults.max_bytes)
+        self._wires: dict[str, Any] = {BUDGET: self._budget}  # with the connections to servers, which the namespaces share
         self._lock = Lock()
         renew_after_fork(self)
 
@@ -72,6 +75,24 @@ class CacheManager:
                 return found
         found.configure(said)
         return found
+
+    def limit_memory(self, max_bytes: int | None) -> None:
+        """Bound what its in-memory namespaces hold together; beyond it the one that holds the most evicts.
+
+        Backends that were passed as objects have their own bounds.  Bytes are counted as in `InMemoryBackend`.
+
+        Args:
+            max_bytes: in all; `None` for no bound.
+
+        >>> manager = CacheManager()
+        >>> manager.limit_memory(100_000)
+        >>> for name in ("a", "b"):
+        ...     for number in range(100):
+        ...         manager.get_cache(name).set(str(number), "x" * 1000)
+        >>> manager.total().size
+        60
+        """
+        self._budget.limit(None if max_bytes is None else check_max_bytes(max_bytes))
 
     @overload
     def stats(self, namespace: str, *, scope: Scope = "process") -> CacheStats: ...

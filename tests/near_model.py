@@ -256,7 +256,7 @@ class World:
             assert version.until is None or self.time.moment < version.until + 1e-6, "past its life"
         cells = self.near.cells
         assert len(cells) <= 2
-        assert self.near._bytes == sum(cell.size for cell in cells.values())
+        assert self.near._order.weight == sum(cell.weight for cell in cells.values())
         carried = {(name, key) for key, cell in cells.items() if cell.entry for name, _ in cell.entry.generations}
         assert {(name, key) for name, keys in self.near._tagged.items() for key in keys} == carried
 

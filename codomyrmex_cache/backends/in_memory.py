@@ -1,26 +1,23 @@
-"""Entries in this process, bounded, with nothing to do on a hit but to set a bit."""
+"""Entries in this process, bounded, with nothing to do on a hit but to count it."""
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from math import inf
-from threading import Lock
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from codomyrmex_cache._entry import Clock, Entry
 from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache.backends._cells import NOTHING_DROPPED, Budget, Cell, Cells, Dropped
+from codomyrmex_cache.backends._weight import Weigher, weigh
 from codomyrmex_cache.backends.base import Begun, generation_name
-from codomyrmex_cache.errors import CacheConfigurationError
+from codomyrmex_cache.errors import CacheConfigurationError, ValueTooLargeError
 
-__all__ = ["DEFAULT_MAX_ENTRIES", "Cell", "InMemoryBackend"]
+__all__ = ["DEFAULT_MAX_ENTRIES", "Budget", "Cell", "InMemoryBackend"]
 
 DEFAULT_MAX_ENTRIES = 10_000
 """Large enough for the working set of an analysis run, small enough to be forgotten about."""
-
-_SWEEP_EVERY = 1_024
-"""Writes between two looks at every entry's `expires_at`: an amortised cost of one comparison per write."""
 
 
 def check_max_entries(bound: object) -> int:
@@ -31,6 +28,17 @@ def check_max_entries(bound: object) -> int:
     """
     if not isinstance(bound, int) or isinstance(bound, bool) or bound < 1:
         raise CacheConfigurationError(f"max_entries={bound!r}: give a whole number >= 1")
+    return bound
+
+
+def check_max_bytes(bound: object, name: str = "max_bytes") -> int:
+    """The bound if it is one.
+
+    Raises:
+        CacheConfigurationError: not a whole number of one or more.
+    """
+    if type(bound) is not int or bound < 1:
+        raise CacheConfigurationError(f"{name}={bound!r}: give a number of bytes >= 1")
     return bound
 
 
@@ -52,76 +60,55 @@ class _Lease(NamedTuple):
 _NO_LEASE = _Lease()
 
 
-class Cell:
-    """The stored entry as the hot closure sees it.
-
-    A reader takes `value` first and compares `deadline` second; `kill` moves `deadline` first and drops `value`
-    second.  So a reader that saw the emptied value also sees the passed deadline, whatever the interleaving.
-
-    `hits` counts what the hot closure answered with it, `seen` how many of them eviction knows of, and `visited` says
-    whether it was asked for in another way since.
-    """
-
-    __slots__ = ("cost", "deadline", "entry", "followed", "hits", "seen", "shared", "value", "visited")
-
-    def __init__(self, entry: Entry) -> None:
-        self.entry: Entry | None = entry
-        self.value: Any = entry.value
-        self.deadline = inf if entry.fresh_until is None else entry.fresh_until
-        self.cost = entry.cost
-        self.shared = entry.shared
-        self.hits = self.seen = 0
-        self.visited = self.followed = False
-
-    def used(self) -> bool:
-        """Whether it has been used since this was asked last."""
-        found = self.visited or self.hits != self.seen
-        self.visited, self.seen = False, self.hits
-        return found
-
-    def kill(self) -> None:
-        """No longer an answer: replaced, deleted or evicted."""
-        self.deadline = -inf
-        self.value = None
-        self.entry = None
-
-
 class InMemoryBackend:
     """A bounded store in this process's memory.
 
-    The bound is kept by second chance (CLOCK): the oldest cell goes unless it was hit since it was last looked at.
-    It needs no work on a hit but the cell's bit, so a hit takes no lock, and a scan of one-time keys leaves what is in use.
+    When it is full, what has expired leaves first, and then entries that were used once make room for those that are used again
+    (S3-FIFO, see `backends._eviction`). So a scan of one-time keys leaves what is in use.  A hit takes no lock, it only counts.
 
     Args:
         max_entries: entries kept over all namespaces it serves; `None` for no bound.
+        max_bytes: of all of them, as the weigher has it; `None` for no bound.  A value that is larger alone is not kept.
+        weigher: answers the bytes of a stored value, from 0; by default an estimate by `sys.getsizeof` over containers and
+            attributes, `nbytes` of arrays and frames, and 600 bytes for the entry.  Not called if there is no bound of bytes.
         clock: seconds, by which leases end.
+        expiry_clock: seconds, by which entries expire; by default the moment of each new entry is taken for now.
+        budget: of bytes, which several share; a `CacheManager` gives its own.
 
     >>> from codomyrmex_cache import Entry
     >>> backend = InMemoryBackend(max_entries=2)
     >>> backend.set(b"k", Entry("v"))
     >>> backend.get(b"k").value, backend.has(b"other")
     ('v', False)
+    >>> texts = InMemoryBackend(max_bytes=10, weigher=len)
+    >>> for key in (b"a", b"b", b"c"):
+    ...     texts.set(key, Entry("12345"))
+    >>> texts.count(b"")
+    2
     """
 
     payload: Literal["object"] = "object"
 
-    def __init__(self, *, max_entries: int | None = DEFAULT_MAX_ENTRIES, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, *, max_entries: int | None = DEFAULT_MAX_ENTRIES, max_bytes: int | None = None, weigher: Weigher = weigh,
+        clock: Clock = time.monotonic, expiry_clock: Clock | None = None, budget: Budget | None = None,
+    ) -> None:  # fmt: skip
         self.max_entries = None if max_entries is None else check_max_entries(max_entries)
+        self.max_bytes = None if max_bytes is None else check_max_bytes(max_bytes)
         self._clock = clock
         self._generations: dict[bytes, bytes] = {}
         self._leases: dict[bytes, _Lease] = {}
         self._last_lease = self._last_generation = 0
-        self._cells: OrderedDict[bytes, Cell] = OrderedDict()
-        self._listeners: list[Callable[[bytes], None]] = []
-        self._writes = 0
-        self._lock = Lock()
+        self._shared = Budget() if budget is None else budget
+        self._kept = Cells(self.max_entries, self.max_bytes, weigher, self._shared, expiry_clock)
+        self._cells = self._kept.by_key
         renew_after_fork(self)
 
     def get(self, key: bytes) -> Entry | None:
         cell = self._cells.get(key)
         if cell is None:
             return None
-        cell.visited = True
+        cell.touches += 1
         return cell.entry
 
     def cell(self, key: bytes) -> Cell | None:
@@ -129,33 +116,32 @@ class InMemoryBackend:
         return self._cells.get(key)
 
     def set(self, key: bytes, entry: Entry) -> None:
-        with self._lock:
-            dropped, evicted = self._put(key, entry)
-        self._bury(dropped, evicted)
+        weight = self._kept.weigh(entry.value)
+        with self._shared.lock:
+            dropped = self._put(key, entry, weight)
+        dropped.bury()
 
-    def _put(self, key: bytes, entry: Entry, *, fence: bool = True) -> tuple[list[Cell], dict[bytes, Cell]]:
-        old = self._cells.get(key)
-        self._cells[key] = Cell(entry)
+    def check_size(self, value: object) -> None:
+        """Refuse a value that is larger than the bounds.
+
+        Raises:
+            ValueTooLargeError: it is.
+        """
+        weight, most = self._kept.weigh(value), self._kept.most
+        if weight > most:
+            raise ValueTooLargeError(f"{weight} bytes are more than max_bytes={most}")
+
+    def _put(self, key: bytes, entry: Entry, weight: int, *, fence: bool = True) -> Dropped:
         if fence:
             self._generations.pop(generation_name("k", key), None)
-        self._writes += 1
-        dropped = self._sweep(entry.created) if self._writes % _SWEEP_EVERY == 0 else []
-        return dropped if old is None else [old, *dropped], self._evict()
-
-    def _bury(self, dropped: Sequence[Cell], evicted: dict[bytes, Cell]) -> None:
-        """Outside the lock, since dropping a value may run a `__del__` that comes back here."""
-        for cell in (*dropped, *evicted.values()):
-            cell.kill()
-        for listener in self._listeners:
-            for gone in evicted:
-                listener(gone)
+        return self._kept.put(key, entry, weight)
 
     def has(self, key: bytes) -> bool:
         return key in self._cells
 
     def delete(self, key: bytes) -> bool:
-        with self._lock:
-            cell = self._cells.pop(key, None)
+        with self._shared.lock:
+            cell = self._kept.pop(key)
             self._generations.pop(generation_name("k", key), None)
         if cell is None:
             return False
@@ -163,20 +149,21 @@ class InMemoryBackend:
         return True
 
     def scan(self, prefix: bytes) -> list[tuple[bytes, float | None]]:
-        with self._lock:
+        with self._shared.lock:
             items = list(self._cells.items())
         found = [(key, cell.entry) for key, cell in items if key.startswith(prefix)]
         return [(key, entry.expires_at) for key, entry in found if entry is not None]
 
     def clear(self, prefix: bytes) -> int:
-        with self._lock:
-            gone = [self._cells.pop(key) for key in list(self._cells) if key.startswith(prefix)]
+        with self._shared.lock:
+            gone = [self._kept.pop(key) for key in list(self._cells) if key.startswith(prefix)]
         for cell in gone:
-            cell.kill()
+            if cell is not None:
+                cell.kill()
         return len(gone)
 
     def count(self, prefix: bytes) -> int:
-        with self._lock:
+        with self._shared.lock:
             return sum(key.startswith(prefix) for key in self._cells)
 
     # -- loads
@@ -184,7 +171,7 @@ class InMemoryBackend:
     def begin(self, key: bytes, names: Sequence[bytes], seconds: float) -> Begun:
         now = self._clock()
         names = (generation_name("k", key), *names)
-        with self._lock:
+        with self._shared.lock:
             cell = self._cells.get(key)
             entry = None if cell is None else cell.entry
             lease = self._leases.get(key, _NO_LEASE)
@@ -200,7 +187,7 @@ class InMemoryBackend:
 
     def renew(self, key: bytes, lease: int, seconds: float) -> bool:
         now = self._clock()
-        with self._lock:
+        with self._shared.lock:
             held = self._leases.get(key, _NO_LEASE)
             if held.token != lease:
                 return False
@@ -208,19 +195,18 @@ class InMemoryBackend:
             return True
 
     def commit(self, key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> bool:
-        dropped: list[Cell] = []
-        evicted: dict[bytes, Cell] = {}
-        with self._lock:
+        dropped, weight = NOTHING_DROPPED, self._kept.weigh(entry.value)
+        with self._shared.lock:
             self._release(key, begun.lease, failed=False)
             now = map(self._generations.get, (generation_name("k", key), *names))
             unchanged = tuple(now) == begun.generations
             if unchanged:
-                dropped, evicted = self._put(key, entry)
-        self._bury(dropped, evicted)
+                dropped = self._put(key, entry, weight)
+        dropped.bury()
         return unchanged
 
     def end(self, key: bytes, begun: Begun, failed: bool) -> None:
-        with self._lock:
+        with self._shared.lock:
             name = generation_name("k", key)
             ended = self._release(key, begun.lease, failed=failed)
             if ended and begun.generations and self._generations.get(name) == begun.generations[0]:
@@ -230,25 +216,26 @@ class InMemoryBackend:
         return [self._generations.get(name) for name in names]
 
     def revoke(self, names: Sequence[bytes]) -> None:
-        with self._lock:
+        with self._shared.lock:
             for name in names:
                 self._generations.pop(name, None)
 
     def replace(self, key: bytes, old: Entry | None, new: Entry, fence: bool) -> bool:
-        with self._lock:
+        weight = self._kept.weigh(new.value)
+        with self._shared.lock:
             cell = self._cells.get(key)
             if (None if cell is None else cell.entry) is not old:
                 return False
-            dropped, evicted = self._put(key, new, fence=fence)
-        self._bury(dropped, evicted)
+            dropped = self._put(key, new, weight, fence=fence)
+        dropped.bury()
         return True
 
     def discard(self, key: bytes, old: Entry) -> bool:
-        with self._lock:
+        with self._shared.lock:
             cell = self._cells.get(key)
             if cell is None or cell.entry is not old:
                 return False
-            del self._cells[key]
+            self._kept.pop(key)
         cell.kill()
         return True
 
@@ -275,30 +262,11 @@ class InMemoryBackend:
         return True
 
     def subscribe(self, evicted: Callable[[bytes], None]) -> None:
-        self._listeners.append(evicted)
+        self._kept.listeners.append(evicted)
 
     def close(self) -> None:
         """Nothing to release; the entries stay until they are dropped."""
 
     def after_fork(self) -> None:
-        """A fork may have copied the lock while another thread held it."""
-        self._lock = Lock()
-        self._leases.clear()  # held by threads that do not exist here
-
-    def _sweep(self, now: float) -> list[Cell]:
-        expired = []
-        for key, cell in list(self._cells.items()):
-            entry = cell.entry
-            if entry is not None and entry.expires_at is not None and entry.expires_at <= now:
-                expired.append(self._cells.pop(key))
-        return expired
-
-    def _evict(self) -> dict[bytes, Cell]:
-        evicted: dict[bytes, Cell] = {}
-        while self.max_entries is not None and len(self._cells) > self.max_entries:
-            key, cell = next(iter(self._cells.items()))
-            if cell.used():
-                self._cells.move_to_end(key)
-            else:
-                evicted[key] = self._cells.pop(key)
-        return evicted
+        """Leases are held by threads that do not exist here."""
+        self._leases.clear()

@@ -1,0 +1,228 @@
+"""Cells within bounds: by their number, by their bytes, and by the bytes of all who share a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from math import inf
+from threading import Lock
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+from codomyrmex_cache._entry import Clock, Entry
+from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache.backends._eviction import Eviction, Resident
+from codomyrmex_cache.backends._weight import Weigher
+
+__all__ = ["NOTHING_DROPPED", "Budget", "Cell", "Cells", "Dropped"]
+
+_SWEEP_EVERY = 1_024
+"""Writes between two looks for what has expired, where there is room; so that it does not stay for ever."""
+
+
+class Cell(Resident):
+    """The stored entry as the hot closure sees it.
+
+    A reader takes `value` first and compares `deadline` second; `kill` moves `deadline` first and drops `value`
+    second.  So a reader that saw the emptied value also sees the passed deadline, whatever the interleaving.  `followed` says
+    whether its `hits` are added up by somebody (see `stats.Counters`).
+    """
+
+    __slots__ = ("cost", "deadline", "entry", "followed", "shared", "value")
+
+    def __init__(self, key: bytes, entry: Entry, weight: int = 1) -> None:
+        super().__init__(key, weight)
+        self.entry: Entry | None = entry
+        self.value: Any = entry.value
+        self.deadline = inf if entry.fresh_until is None else entry.fresh_until
+        self.cost = entry.cost
+        self.shared = entry.shared
+        self.followed = False
+
+    def kill(self) -> None:
+        """No longer an answer: replaced, deleted or evicted."""
+        self.deadline = -inf
+        self.value = None
+        self.entry = None
+
+
+class Dropped(NamedTuple):
+    """Cells to be killed once the lock is released, and those of them that had to make room, with where they were."""
+
+    cells: list[Cell]
+    evicted: list[tuple[Cells, Cell]]
+
+    def bury(self) -> None:
+        """Outside the lock, since dropping a value may run a `__del__` that comes back here."""
+        for cell in self.cells:
+            cell.kill()
+        for cells, cell in self.evicted:
+            for listener in cells.listeners:
+                listener(cell.key)
+
+
+NOTHING_DROPPED = Dropped([], [])
+
+
+class Budget:
+    """The bytes that several stores may take together, and their lock: to make room, one evicts from another.
+
+    The one that holds the most gives way, so that each may have its equal share, and what others leave of theirs.
+    """
+
+    def __init__(self, max_bytes: int | None = None) -> None:
+        self.max_bytes = max_bytes
+        self.lock = Lock()
+        self.members: WeakSet[Cells] = WeakSet()
+        renew_after_fork(self)
+
+    def limit(self, max_bytes: int | None) -> None:
+        """From now on it is so many bytes, `None` for no bound."""
+        dropped = Dropped([], [])
+        with self.lock:
+            before, self.max_bytes = self.max_bytes, max_bytes
+            members = list(self.members)
+            if (before is None) is not (max_bytes is None):
+                for member in members:
+                    member.weigh_again()
+            self.make_room(0, dropped)
+        dropped.bury()
+
+    def make_room(self, weight: int, dropped: Dropped) -> None:
+        """Until there is room for so many bytes more, what has expired goes, and then who holds most evicts."""
+        if self.max_bytes is None:
+            return
+        room = self.max_bytes - weight
+        members = list(self.members)
+        held = sum(member.weight for member in members)
+        if held <= room:
+            return
+        for member in members:
+            member.drop_expired(None, dropped)
+        while sum(member.weight for member in members) > room:
+            max(members, key=_weight).evict(dropped)
+
+    def after_fork(self) -> None:
+        """A fork may have copied the lock while another thread held it."""
+        self.lock = Lock()
+
+
+def _weight(cells: Cells) -> int:
+    return cells.weight
+
+
+class Cells:
+    """The cells of one store by their keys.  Who writes has the budget's lock; who reads needs none.
+
+    Args:
+        max_entries: `None` for no bound.
+        max_bytes: by the weigher, `None` for no bound.
+        weigher: of values; only asked if there is a bound of bytes.
+        budget: shared with others.
+        clock: by which entries expire; without it the moment of each new entry is taken for now.
+    """
+
+    def __init__(
+        self, max_entries: int | None, max_bytes: int | None, weigher: Weigher, budget: Budget, clock: Clock | None
+    ) -> None:  # fmt: skip
+        self.by_key: dict[bytes, Cell] = {}
+        self.listeners: list[Callable[[bytes], None]] = []  # told of who had to make room
+        self._max_entries, self._max_bytes = max_entries, max_bytes
+        self._weigher, self._clock = weigher, clock
+        self._budget = budget
+        self._order: Eviction[Cell] = Eviction()
+        self._ends: list[tuple[float, int, Cell]] = []  # a heap; cells that have gone stay in it until they are half of it
+        self._written = 0
+        with budget.lock:
+            budget.members.add(self)
+
+    @property
+    def weight(self) -> int:
+        """In bytes if there is a bound of bytes, else the number of cells."""
+        return self._order.weight
+
+    @property
+    def most(self) -> float:
+        """Bytes that a single value may have."""
+        return min(bound for bound in (self._max_bytes, self._budget.max_bytes, inf) if bound is not None)
+
+    def weigh(self, value: object) -> int:
+        """The bytes of a value, 1 where nobody counts them.
+
+        Raises:
+            ValueError: the weigher answers something else than a number of bytes.
+        """
+        if self._max_bytes is None and self._budget.max_bytes is None:
+            return 1
+        weight = self._weigher(value)
+        if not isinstance(weight, int) or weight < 0:
+            raise ValueError(f"the weigher answers {weight!r}: it must be a whole number >= 0")
+        return weight
+
+    def put(self, key: bytes, entry: Entry, weight: int) -> Dropped:
+        """Keep the entry instead of what is there; one too heavy for the bounds only ends what is there."""
+        dropped = Dropped([], [])
+        old, proven = self.by_key.get(key), False
+        if old is not None:
+            dropped.cells.append(old)
+            proven = self._order.remove(old)
+        self._written += 1
+        if weight > self.most:
+            self.by_key.pop(key, None)
+            return dropped
+        if self._written % _SWEEP_EVERY == 0 or self._is_full(weight):
+            self.drop_expired(entry.created, dropped)
+        while self._order and self._is_full(weight):
+            self.evict(dropped)
+        self._budget.make_room(weight, dropped)
+        cell = self.by_key[key] = Cell(key, entry, weight)
+        if old is not None:
+            cell.touches = max(0, min(old.uses(), 3))
+        self._order.add(cell, proven=proven)
+        if entry.expires_at is not None:
+            heappush(self._ends, (entry.expires_at, self._written, cell))
+            if len(self._ends) > 2 * len(self.by_key) + 64:
+                self._ends = [end for end in self._ends if end[2].place]
+                heapify(self._ends)
+        return dropped
+
+    def pop(self, key: bytes) -> Cell | None:
+        """The cell, no longer kept."""
+        cell = self.by_key.pop(key, None)
+        if cell is not None:
+            self._order.remove(cell)
+        return cell
+
+    def evict(self, dropped: Dropped) -> None:
+        """The cell that can best be spared goes."""
+        cell = self._order.evict()
+        del self.by_key[cell.key]
+        dropped.cells.append(cell)
+        dropped.evicted.append((self, cell))
+
+    def drop_expired(self, now: float | None, dropped: Dropped) -> None:
+        """What has expired by the clock, or by `now` where there is none, goes."""
+        ends = self._ends
+        if not ends:
+            return
+        if self._clock is not None:
+            now = self._clock()
+        while ends and now is not None and ends[0][0] <= now:
+            cell = heappop(ends)[2]
+            if cell.place:
+                self._order.remove(cell)
+                del self.by_key[cell.key]
+                dropped.cells.append(cell)
+
+    def weigh_again(self) -> None:
+        """Bytes begin to count, or cease to."""
+        weights = [(cell, self.weigh(cell.value)) for cell in self.by_key.values()]
+        self._order.clear()
+        for cell, weight in weights:
+            cell.weight = weight
+            self._order.add(cell)
+
+    def _is_full(self, weight: int) -> bool:
+        if self._max_entries is not None and len(self._order) >= self._max_entries:
+            return True
+        return self._max_bytes is not None and self._order.weight + weight > self._max_bytes
