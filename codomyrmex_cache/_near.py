@@ -186,7 +186,7 @@ class Near:
         if deadline <= moment:
             return []
         dead = [] if (old := self._removed(key)) is None else [old]
-        while self._order and (len(self._order) >= self._max_entries or self._order.weight + size > self._max_bytes):
+        while self._order.count >= self._max_entries or self._order.weight + size > self._max_bytes:
             dead += self._all_removed((self._order.evict().key,))
         cell = self.cells[key] = NearCell(key, entry, size, end, deadline)
         self._order.add(cell)

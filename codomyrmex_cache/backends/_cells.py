@@ -67,11 +67,11 @@ NOTHING_DROPPED = Dropped([], [])
 class Budget:
     """The bytes that several stores may take together, and their lock: to make room, one evicts from another.
 
-    The one that holds the most gives way, so that each may have its equal share, and what others leave of theirs.
+    The one that would hold the most gives way, so that each may have its equal share, and what others leave of theirs.
     """
 
     def __init__(self, max_bytes: int | None = None) -> None:
-        self.max_bytes = max_bytes
+        self.max_bytes = inf if max_bytes is None else max_bytes
         self.lock = Lock()
         self.members: WeakSet[Cells] = WeakSet()
         renew_after_fork(self)
@@ -80,27 +80,23 @@ class Budget:
         """From now on it is so many bytes, `None` for no bound."""
         dropped = Dropped([], [])
         with self.lock:
-            before, self.max_bytes = self.max_bytes, max_bytes
-            members = list(self.members)
-            if (before is None) is not (max_bytes is None):
-                for member in members:
+            before, self.max_bytes = self.max_bytes, inf if max_bytes is None else max_bytes
+            if inf in (before, self.max_bytes):
+                for member in list(self.members):
                     member.weigh_again()
-            self.make_room(0, dropped)
+            self.make_room(None, 0, dropped)
         dropped.bury()
 
-    def make_room(self, weight: int, dropped: Dropped) -> None:
-        """Until there is room for so many bytes more, what has expired goes, and then who holds most evicts."""
-        if self.max_bytes is None:
-            return
-        room = self.max_bytes - weight
-        members = list(self.members)
-        held = sum(member.weight for member in members)
-        if held <= room:
+    def make_room(self, writer: Cells | None, weight: int, dropped: Dropped) -> None:
+        """Until there is room for so many bytes more of the writer's, what has expired goes, and then who holds most evicts."""
+        members, room = list(self.members), self.max_bytes - weight
+        if sum(map(_weight, members)) <= room:
             return
         for member in members:
             member.drop_expired(None, dropped)
-        while sum(member.weight for member in members) > room:
-            max(members, key=_weight).evict(dropped)
+        while sum(map(_weight, members)) > room:
+            holders = [member for member in members if member.weight]
+            max(holders, key=lambda member: member.weight + weight * (member is writer)).evict(dropped)
 
     def after_fork(self) -> None:
         """A fork may have copied the lock while another thread held it."""
@@ -127,7 +123,8 @@ class Cells:
     ) -> None:  # fmt: skip
         self.by_key: dict[bytes, Cell] = {}
         self.listeners: list[Callable[[bytes], None]] = []  # told of who had to make room
-        self._max_entries, self._max_bytes = max_entries, max_bytes
+        self._max_entries = inf if max_entries is None else max_entries
+        self._max_bytes = inf if max_bytes is None else max_bytes
         self._weigher, self._clock = weigher, clock
         self._budget = budget
         self._order: Eviction[Cell] = Eviction()
@@ -144,7 +141,7 @@ class Cells:
     @property
     def most(self) -> float:
         """Bytes that a single value may have."""
-        return min(bound for bound in (self._max_bytes, self._budget.max_bytes, inf) if bound is not None)
+        return min(self._max_bytes, self._budget.max_bytes)
 
     def weigh(self, value: object) -> int:
         """The bytes of a value, 1 where nobody counts them.
@@ -152,7 +149,7 @@ class Cells:
         Raises:
             ValueError: the weigher answers something else than a number of bytes.
         """
-        if self._max_bytes is None and self._budget.max_bytes is None:
+        if self._max_bytes == self._budget.max_bytes == inf:
             return 1
         weight = self._weigher(value)
         if not isinstance(weight, int) or weight < 0:
@@ -161,24 +158,26 @@ class Cells:
 
     def put(self, key: bytes, entry: Entry, weight: int) -> Dropped:
         """Keep the entry instead of what is there; one too heavy for the bounds only ends what is there."""
-        dropped = Dropped([], [])
+        dropped, budget, order = Dropped([], []), self._budget, self._order
         old, proven = self.by_key.get(key), False
         if old is not None:
             dropped.cells.append(old)
-            proven = self._order.remove(old)
-        self._written += 1
-        if weight > self.most:
+            proven = order.remove(old)
+        if weight > self._max_bytes or weight > budget.max_bytes:
             self.by_key.pop(key, None)
             return dropped
-        if self._written % _SWEEP_EVERY == 0 or self._is_full(weight):
+        self._written += 1
+        most, heaviest = self._max_entries - 1, self._max_bytes - weight
+        if order.count > most or order.weight > heaviest or self._written % _SWEEP_EVERY == 0:
             self.drop_expired(entry.created, dropped)
-        while self._order and self._is_full(weight):
-            self.evict(dropped)
-        self._budget.make_room(weight, dropped)
+            while order.count > most or order.weight > heaviest:
+                self.evict(dropped)
+        if budget.max_bytes < inf:
+            budget.make_room(self, weight, dropped)
         cell = self.by_key[key] = Cell(key, entry, weight)
         if old is not None:
             cell.touches = max(0, min(old.uses(), 3))
-        self._order.add(cell, proven=proven)
+        order.add(cell, proven=proven)
         if entry.expires_at is not None:
             heappush(self._ends, (entry.expires_at, self._written, cell))
             if len(self._ends) > 2 * len(self.by_key) + 64:
@@ -221,8 +220,3 @@ class Cells:
         for cell, weight in weights:
             cell.weight = weight
             self._order.add(cell)
-
-    def _is_full(self, weight: int) -> bool:
-        if self._max_entries is not None and len(self._order) >= self._max_entries:
-            return True
-        return self._max_bytes is not None and self._order.weight + weight > self._max_bytes

@@ -88,8 +88,8 @@ class Eviction(Generic[R]):
     """
 
     def __init__(self) -> None:
-        self.weight = 0
-        self._count = 0
+        self.weight = 0  # of all cells
+        self.count = 0  # of them
         self._probation: deque[R] = deque()
         self._main: deque[R] = deque()
         self._on_probation = 0  # the weight of it
@@ -99,9 +99,6 @@ class Eviction(Generic[R]):
         self._memory = array("Q")
         self._departures = 0
 
-    def __len__(self) -> int:
-        return self._count
-
     def add(self, cell: R, *, proven: bool = False) -> None:
         """A new cell.
 
@@ -109,7 +106,7 @@ class Eviction(Generic[R]):
             cell: with its key and weight.
             proven: it takes the place of a cell that had been in `main`.
         """
-        self._count += 1
+        self.count += 1
         self.weight += cell.weight
         if proven or self._comes_back(cell.key):
             cell.place = _MAIN
@@ -129,7 +126,7 @@ class Eviction(Generic[R]):
         if place != _GONE:
             self._leave(cell)
             self._gone += 1
-            if self._gone > self._count + 16:
+            if self._gone > self.count + 16:
                 self._sweep()
         return place == _MAIN
 
@@ -140,11 +137,12 @@ class Eviction(Generic[R]):
             IndexError: there is none.
         """
         self._roomy = self.weight * _ROOMY
-        while True:
-            cell = self._judged_new() if self._has_share() else self._judged_old()
-            if cell is not None:
-                self._leave(cell)
-                return cell
+        cell = None
+        while cell is None:
+            has_share = self._on_probation >= self._share * self.weight and self._probation
+            cell = self._judged_new() if has_share else self._judged_old()
+        self._leave(cell)
+        return cell
 
     def clear(self) -> list[R]:
         """All cells are dropped; what has left is remembered."""
@@ -153,11 +151,8 @@ class Eviction(Generic[R]):
             cell.place = _GONE
         self._probation.clear()
         self._main.clear()
-        self.weight = self._count = self._on_probation = self._gone = 0
+        self.weight = self.count = self._on_probation = self._gone = 0
         return cells
-
-    def _has_share(self) -> bool:
-        return bool(self._probation) and self._on_probation >= self._share * self.weight
 
     def _judged_new(self) -> R | None:
         cell = self._probation.popleft()
@@ -166,7 +161,9 @@ class Eviction(Generic[R]):
             return None
         self._on_probation -= cell.weight
         if cell.uses() >= _PROVEN:
-            self._move_on(cell)
+            cell.seen = cell.hits + cell.touches
+            cell.place = _MAIN
+            self._main.append(cell)
             return None
         self._remember(cell.key)
         return cell
@@ -183,14 +180,9 @@ class Eviction(Generic[R]):
         self._main.append(cell)
         return None
 
-    def _move_on(self, cell: R) -> None:
-        cell.seen = cell.hits + cell.touches
-        cell.place = _MAIN
-        self._main.append(cell)
-
     def _leave(self, cell: R) -> None:
         cell.place = _GONE
-        self._count -= 1
+        self.count -= 1
         self.weight -= cell.weight
 
     def _fill_main(self) -> None:
@@ -214,13 +206,14 @@ class Eviction(Generic[R]):
     # -- the memory of what has left probation
 
     def _remember(self, key: bytes) -> None:
-        if 2 * self._count > len(self._memory):  # from time to time, as the number of cells doubles; what it knew is lost
-            self._memory = array("Q", bytes(8 << max(4, (2 * self._count - 1).bit_length())))
+        if 2 * self.count > len(self._memory):  # from time to time, as the number of cells doubles; what it knew is lost
+            self._memory = array("Q", bytes(8 << max(4, (2 * self.count - 1).bit_length())))
         self._departures += 1
         digest = hash(key)
         fingerprint = digest >> 32 & _32_BITS
         self._memory[digest % len(self._memory)] = fingerprint << 32 | self._departures & _32_BITS
-        self._share = max(_LEAST_SHARE, self._share - _SHRINKING / self._count)
+        if self._share > _LEAST_SHARE:
+            self._share = max(_LEAST_SHARE, self._share - _SHRINKING / self.count)
 
     def _comes_back(self, key: bytes) -> bool:
         if not self._memory:
@@ -230,6 +223,6 @@ class Eviction(Generic[R]):
         if not found or found >> 32 != digest >> 32 & _32_BITS:
             return False
         age = self._departures - found & _32_BITS
-        if age < max(4.0, self._share * self._count):
-            self._share = min(_LARGEST_SHARE, self._share + 1 / self._count)
-        return age < _REMEMBERED * self._count
+        if age < max(4.0, self._share * self.count):
+            self._share = min(_LARGEST_SHARE, self._share + 1 / self.count)
+        return age < _REMEMBERED * self.count

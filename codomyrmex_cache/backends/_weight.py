@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
+from types import ModuleType
 from typing import Any
 
 __all__ = ["Weigher", "weigh"]
@@ -16,6 +17,7 @@ Weigher = Callable[[Any], int]
 ENTRY_BYTES = 600
 """What an entry takes beside its value: its key, its times, its cell, its places in the dicts and queues."""
 
+_SHELL = 100  # of an array or a frame
 _SAMPLE = 64
 _MOST_OBJECTS = 4096
 _MOST_DEPTH = 16
@@ -42,7 +44,11 @@ class _Weighing:
     def size(self, value: Any, depth: int) -> float:
         if id(value) in self._seen:
             return 0
-        outside = _outside(value)
+        held = _held(value)
+        if held is not None:
+            self._seen.add(id(value))
+            return held + _SHELL
+        outside = sys.getsizeof(value, 64)
         if depth == 0 or len(self._seen) >= _MOST_OBJECTS:
             return outside
         self._seen.add(id(value))
@@ -56,7 +62,7 @@ class _Weighing:
             return self._sampled(value.keys(), depth) + self._sampled(value.values(), depth)
         if isinstance(value, _SEQUENCES):
             return self._sampled(value, depth)
-        if isinstance(value, type) or callable(value):  # not the value's own
+        if isinstance(value, type | ModuleType):  # not the value's own
             return 0
         attributes = getattr(value, "__dict__", None)
         total = self.size(attributes, depth) if type(attributes) is dict else 0
@@ -75,13 +81,8 @@ class _Weighing:
         return sum(self.size(value, depth) for value in values)
 
 
-def _outside(value: Any) -> int:
+def _held(value: Any) -> int | None:
+    """What an array or a frame says that it holds.  Asked of the class first, as an instance may answer to any name."""
     kind = type(value)
-    size = sys.getsizeof(value, 64)
-    if hasattr(kind, "nbytes"):
-        held = value.nbytes
-    elif hasattr(kind, "estimated_size"):
-        held = value.estimated_size()
-    else:
-        return size
-    return max(size, held + 64) if isinstance(held, int) else size
+    held = value.nbytes if hasattr(kind, "nbytes") else value.estimated_size() if hasattr(kind, "estimated_size") else None
+    return held if type(held) is int else None
