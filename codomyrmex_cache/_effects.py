@@ -115,7 +115,7 @@ class KeyMoved(Exception):  # noqa: N818  a signal, never seen outside
     """An argument changed between the making of the key and the start of the function."""
 
 
-Parts = tuple[tuple[str, bytes], ...]
+Parts = Sequence[tuple[str, bytes]]
 
 
 class Request(NamedTuple):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, overload
 
-__all__ = ["FUTURE_TOLERANCE", "MISSING", "Clock", "Entry", "Missing"]
+__all__ = ["FUTURE_TOLERANCE", "MISSING", "Clock", "Entry", "Missing", "Parts"]
 
 Clock = Callable[[], float]
 """Seconds since some fixed moment; only differences and comparisons are meaningful."""
@@ -35,6 +35,49 @@ MISSING: Final = Missing.MISSING
 """No value: what `peek` answers on a miss, since `None` is a value like any other."""
 
 
+class Parts(Sequence[tuple[str, bytes]]):
+    """Names with short digests, a third the size of a tuple of pairs: names, and what all calls have in common, are shared.
+
+    Args:
+        common: pairs that come first.
+        names: of those that follow.
+        digests: theirs, one after the other, all of one length.
+
+    >>> Parts((("code", b"12"),), ("x", "y"), b"3456")
+    (('code', b'12'), ('x', b'34'), ('y', b'56'))
+    """
+
+    __slots__ = ("_common", "_digests", "_names")
+
+    def __init__(self, common: tuple[tuple[str, bytes], ...], names: tuple[str, ...], digests: bytes) -> None:
+        self._common, self._names, self._digests = common, names, digests
+
+    def __len__(self) -> int:
+        return len(self._common) + len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, bytes]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[str, bytes]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, bytes] | Sequence[tuple[str, bytes]]:
+        return tuple(self)[index]
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        yield from self._common
+        size = len(self._digests) // max(1, len(self._names))
+        for place, name in enumerate(self._names):
+            yield name, self._digests[place * size : (place + 1) * size]
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == tuple(other) if isinstance(other, Parts | tuple) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One stored value with its times, in seconds of the namespace's clock.
@@ -60,7 +103,7 @@ class Entry:
     expires_at: float | None = None
     cost: float = 0.0
     digest: bytes = b""
-    parts: tuple[tuple[str, bytes], ...] = ()
+    parts: Sequence[tuple[str, bytes]] = ()
     shared: bool = False
     awaited: bool = False
     raised: bool = False

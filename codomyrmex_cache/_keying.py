@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from codomyrmex_cache._encoders import encode
+from codomyrmex_cache._entry import Parts
 from codomyrmex_cache._signature import RESERVED, Shape, compile_function
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 from codomyrmex_cache.keys import Key, Keyer, Part, Transform
@@ -79,7 +80,7 @@ class _Keyed(Keyer):
     def key(self, bound: Sequence[object]) -> Key:
         return super().key((bound,))
 
-    def parts(self, bound: Sequence[object]) -> tuple[tuple[str, bytes], ...]:
+    def parts(self, bound: Sequence[object]) -> Parts:
         return super().parts((bound,))
 
 

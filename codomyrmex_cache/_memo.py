@@ -211,7 +211,7 @@ class Memo:
             raise TypeError(f"tags are {tags!r}: give a list of str")
         return tuple(tags)
 
-    def _parts(self, bound: tuple[Any, ...]) -> tuple[tuple[str, bytes], ...]:
+    def _parts(self, bound: tuple[Any, ...]) -> Sequence[tuple[str, bytes]]:
         try:
             return self.keyer.parts(bound)
         except UnkeyableError:  # changed since the key was made; the explanation is the poorer for it

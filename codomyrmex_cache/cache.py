@@ -378,7 +378,8 @@ class Cache:
         self._results[owner] = function, types
 
     def presented(self, entry: Entry) -> Entry:
-        """The entry with its monotonic times as wall-clock times."""
+        """The entry as users see it, with its monotonic times as wall-clock times."""
+        entry = replace(entry, parts=tuple(entry.parts))
         if self.space.clock is not time.monotonic:
             return entry
         shift = time.time() - time.monotonic()

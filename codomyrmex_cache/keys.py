@@ -23,6 +23,7 @@ from xxhash import xxh3_64_digest, xxh3_128_digest, xxh3_128_hexdigest
 from codomyrmex_cache._code import code_parts, rebound_names
 from codomyrmex_cache._encoders import encode
 from codomyrmex_cache._encoding import encode_plain
+from codomyrmex_cache._entry import Parts
 from codomyrmex_cache._isolation import is_immutable
 from codomyrmex_cache._objects import module_name, register
 from codomyrmex_cache.errors import CacheKeyError, UnkeyableError
@@ -105,6 +106,7 @@ class Keyer:
         self._parts = [*_call_time_parts(function), *made_by, *parts]
         self._head: bytes | None = None
         self._head_parts: tuple[tuple[str, bytes], ...] = ()
+        self._labels: tuple[str, ...] = ()
         self._memo = None if self._parts or self._transforms else _Memo()
 
     def key(self, bound: Sequence[object]) -> Key:
@@ -147,7 +149,7 @@ class Keyer:
             transform = self._transforms.get(name)
             yield name, _encoded(name, lambda: encode_plain(transform(value) if transform else value))  # noqa: B023
 
-    def parts(self, bound: Sequence[object]) -> tuple[tuple[str, bytes], ...]:
+    def parts(self, bound: Sequence[object]) -> Parts:
         """Name and short digest of each part of the key of this call, to be stored with its result.
 
         Not a piece of the key itself: a hit has no use for it.
@@ -155,10 +157,7 @@ class Keyer:
         head = self._head or self._make_head()
         assert head
         encodings = self._encodings(self._kept(bound))
-        own = [*self._head_parts, *((name, xxh3_64_digest(encoded)) for name, encoded in encodings)]
-        parameters = len(own) - len(self._names)
-        labels = [f"{name}=" if place < parameters and name in self._names else name for place, (name, _) in enumerate(own)]
-        return tuple((label, digest) for label, (_, digest) in zip(labels, own, strict=True))
+        return Parts(self._head_parts, self._labels, b"".join([xxh3_64_digest(encoded) for _, encoded in encodings]))
 
     def _kept(self, bound: Sequence[object]) -> Sequence[object]:
         return bound if self._keeps_all else tuple([bound[index] for index in self.kept])
@@ -170,9 +169,14 @@ class Keyer:
         code = encode((own, [(function_name(shaper), _own_code(shaper)) for shaper in self._shaping]))
         version = encode(self._version)
         parts = (("function", identity), ("version", version), ("code", code))
-        self._head_parts = tuple((label, xxh3_64_digest(part)) for label, part in parts)
+        self._head_parts = tuple((self._label(name), xxh3_64_digest(part)) for name, part in parts)
+        self._labels = (*(self._label(name) for name, _ in self._parts), *self._names)
         self._head = identity + version + code
         return self._head
+
+    def _label(self, part: str) -> str:
+        """Other than the name of any parameter."""
+        return f"{part}=" if part in self._names else part
 
     @property
     def depends_on_arguments_only(self) -> bool:
