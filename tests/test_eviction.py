@@ -83,15 +83,6 @@ def test_the_wrappers_hits_keep_a_cell_as_reads_do() -> None:
         assert {order.evict().key for _ in unused} == {cell.key for cell in unused}, use
 
 
-def test_a_mark_stands_for_use_where_nobody_counts() -> None:
-    order: Eviction[Resident] = Eviction()
-    marked, other = Resident(b"marked", 1), Resident(b"other", 1)
-    order.add(other)
-    order.add(marked)
-    marked.visited = True
-    assert (order.evict(), marked.visited) == (other, False)
-
-
 def test_part_of_a_loop_that_does_not_fit_is_kept() -> None:
     loop = list(range(1500)) * 10
     assert hits_of(loop, 300) > 0.9 * 300 * 9
@@ -159,12 +150,11 @@ class PolicyMachine(RuleBasedStateMachine):
             self.order.add(cell, proven=proven)
 
     @precondition(lambda self: self.cells)
-    @rule(data=st.data(), hits=st.integers(0, 5), touches=st.integers(0, 5), visited=st.booleans())
-    def use(self, data: st.DataObject, hits: int, touches: int, visited: bool) -> None:
+    @rule(data=st.data(), hits=st.integers(0, 5), touches=st.integers(0, 5))
+    def use(self, data: st.DataObject, hits: int, touches: int) -> None:
         cell = self.cells[data.draw(st.sampled_from(sorted(self.cells)))]
         cell.hits += hits
         cell.touches += touches
-        cell.visited = visited
 
     @precondition(lambda self: self.cells)
     @rule(data=st.data())

@@ -55,8 +55,8 @@ _32_BITS = 0xFFFFFFFF
 class Resident:
     """What the policy needs to know of a cell.
 
-    `hits` is counted by the wrapper of a decorated function, `touches` by every other reader.  An increment lost between threads
-    is a use less, no more.
+    `hits` is counted by the wrapper of a decorated function, `touches` by every other reader.  An increment lost between
+    threads is a use less, no more.
     """
 
     __slots__ = ("hits", "key", "place", "seen", "touches", "weight")
