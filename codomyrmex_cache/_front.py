@@ -31,9 +31,11 @@ from codomyrmex_cache._entry import Clock
 from codomyrmex_cache._isolation import isolated
 from codomyrmex_cache._objects import dependent_on_encoders, is_its_attributes
 from codomyrmex_cache._signature import RESERVED, Shape, compile_function
-from codomyrmex_cache.backends.in_memory import Cell
+from codomyrmex_cache._space import Space
+from codomyrmex_cache.backends.in_memory import Cell, Watched
 from codomyrmex_cache.errors import CacheCodecError, UnkeyableError
 from codomyrmex_cache.keys import Key, Keyer
+from codomyrmex_cache.stats import Counters
 
 __all__ = ["Front", "Kind"]
 
@@ -134,6 +136,35 @@ class Front:
 
     # -- upkeep
 
+    def promote(self, bound: tuple[Any, ...], key: Key, space: Space, counters: Counters, *, awaited: bool) -> None:
+        """Let the next call with these arguments be a hot hit, if there is a live cell for it that says all.
+
+        Args:
+            bound: the arguments.
+            key: what it was made of them before the call.
+            space: where the entries are.
+            counters: of the function.
+            awaited: whether its results are awaited.
+        """
+        near, stored = space.near, space.stored(key.text)
+        cell_of = getattr(space.backend, "cell", None) if near is None else near.cell
+        cell: Cell | None = cell_of(stored) if cell_of is not None and self.enabled else None
+        entry = None if cell is None else cell.entry
+        if cell is None or entry is None or entry.digest != key.digest or entry.awaited is not awaited:
+            return
+        if entry.raised or entry.streamed:
+            return
+        counters.follow(cell)
+        if near is not None or not entry.generations:
+            self.fill(bound, key, cell, space.clock if near is None else near.now)
+        elif isinstance(space.backend, Watched):
+            space.backend.watch(self)
+            self.fill(bound, key, cell, space.clock)
+            # looked at when the cell is here already: a revocation that comes later makes this forget it
+            names, expected = zip(*entry.generations, strict=True)
+            if tuple(space.backend.generations(stored, names)) != expected:
+                self.forget()
+
     def fill(self, bound: tuple[Any, ...], key: Key, cell: Cell, clock: Clock) -> None:
         """From now on these arguments lead to this cell, whose deadline is on this clock, if that can be said exactly."""
         assert self._wrapper is not None
@@ -204,6 +235,13 @@ class Front:
             place.clear()
             place.update(list(living.items())[len(living) // 2 :])
         self._fingerprinted = sum(map(len, places))
+
+    def forget(self) -> None:
+        """All calls are to go the long way once."""
+        self.cells.clear()
+        self.fingerprints.clear()
+        self.attributes.clear()
+        self._filled = self._fingerprinted = 0
 
     def encoders_changed(self) -> None:
         """Objects may count by something else from now on."""

@@ -24,7 +24,6 @@ from codomyrmex_cache._keying import Keying, make_keyer
 from codomyrmex_cache._load import NOT_LOOKED, Looked
 from codomyrmex_cache._policy import Rules
 from codomyrmex_cache._signature import RESERVED, compile_function, shape_of
-from codomyrmex_cache.backends.in_memory import Cell
 from codomyrmex_cache.cache import Cache
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 from codomyrmex_cache.keys import Key
@@ -73,7 +72,7 @@ class Memo:
                 f"{self.keyer.name} is a generator function: its result can be used only once; "
                 f'leave stream="share", or cache a function that returns a list'
             )
-        hot = self.keyer.depends_on_arguments_only and rules.front and not tags and not self.gives_stream
+        hot = self.keyer.depends_on_arguments_only and rules.front and not self.gives_stream
         self.front = Front(self.shape, self.keyer, enabled=hot)
         self._hinted = not self.is_async and iscoroutinefunction(unwrap(function))
         self._call = self._compiled(function)
@@ -231,7 +230,7 @@ class Memo:
         if answer.entry.streamed:
             return self._view(answer, request)
         if answer.entry.awaited is self.is_async:  # a plain wrapper that returns awaitables has no use for bare values
-            self._promote(bound, request.key)
+            self.front.promote(bound, request.key, self.cache.space, self.counters, awaited=self.is_async)
         return answer.entry.value
 
     def _view(self, answer: Answer, request: Request) -> CachedStream[Any] | AsyncCachedStream[Any]:
@@ -243,21 +242,6 @@ class Memo:
             return first.pop() if first else await self._aopened(request)
 
         return AsyncCachedStream(open_it)
-
-    def _promote(self, bound: tuple[Any, ...], key: Key) -> None:
-        """Let the next call with these arguments be a hot hit."""
-        space = self.cache.space
-        near = space.near
-        cell_of: Callable[[bytes], Cell | None] | None = getattr(space.backend, "cell", None) if near is None else near.cell
-        if cell_of is None or not self.front.enabled:
-            return
-        cell = cell_of(space.stored(key.text))
-        entry = None if cell is None else cell.entry
-        if cell is None or entry is None or entry.digest != key.digest or entry.awaited is not self.is_async:
-            return
-        if not entry.raised and not entry.streamed:
-            self.counters.follow(cell)
-            self.front.fill(bound, key, cell, space.clock if near is None else near.now)
 
     def _uncached(self, error: UnkeyableError, invoke: Callable[[], Any]) -> Any:
         if self._strict:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codomyrmex_cache import CacheManager, cached, keys
+from codomyrmex_cache._front import Front
 from tests.test_frames import entered
 
 HOT_FRAMES = 2
@@ -408,3 +409,90 @@ def test_a_forked_child_counts_its_own_hits(manager: CacheManager) -> None:
     os.close(reading)
     os.close(writing)
     assert f.stats().hits == 9
+
+
+# -- tags
+
+
+VERSIONS = [0, 0]
+"""The truth, and what every reader must know of; functions that close over something have no front."""
+
+MANAGERS: list[CacheManager] = []
+
+
+def test_tagged_results_are_hot_until_a_tag_is_invalidated(manager: CacheManager) -> None:
+    @cached("tagged", tags=lambda x: ["all", f"x:{x}"], manager=manager)
+    def f(x: int) -> int:
+        VERSIONS[0] += 1
+        return VERSIONS[0]
+
+    VERSIONS[:] = [0, 0]
+    assert [f(1), f(2), f(1), f(2)] == [1, 2, 1, 2]
+    assert is_hot(f, 1)
+    f.cache.invalidate_tags("x:1")
+    assert [f(1), f(2), f(1)] == [3, 2, 3]
+    assert is_hot(f, 1)
+    assert is_hot(f, 2)
+    f.cache.invalidate_tags("all", "x:7")
+    assert [f(1), f(2)] == [4, 5]
+    f.invalidate(1)
+    f.cache.invalidate_tags("x:2")
+    assert [f(1), f(2)] == [6, 7]
+
+
+def test_no_thread_is_given_what_a_tag_has_ended(manager: CacheManager) -> None:
+    @cached("tagged", tags=["all"], manager=manager)
+    def f(x: int) -> int:
+        return VERSIONS[0]
+
+    def read() -> None:
+        while not ended.is_set():
+            least = VERSIONS[1]
+            if (got := f(1)) < least:
+                problems.append((got, least))
+
+    ended, problems = threading.Event(), []
+    VERSIONS[:] = [0, 0]
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for version in range(1, 1500):
+        VERSIONS[0] = version
+        f.cache.invalidate_tags("all")
+        VERSIONS[1] = version
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert f.stats().hits > 0
+
+
+def test_a_load_that_a_tag_overtakes_is_not_hot(manager: CacheManager) -> None:
+    @cached("tagged", tags=["all"], manager=manager)
+    def f(x: int) -> int:
+        VERSIONS[0] += 1
+        if VERSIONS[0] == 1:
+            MANAGERS[-1].get_cache("tagged").invalidate_tags("all")
+        return VERSIONS[0]
+
+    VERSIONS[:] = [0, 0]
+    MANAGERS.append(manager)
+    assert [f(1), f(1), f(1)] == [1, 2, 2]
+
+
+def test_a_tag_invalidated_just_before_a_result_gets_hot(manager: CacheManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    @cached("tagged", tags=["all"], manager=manager)
+    def f(x: int) -> int:
+        VERSIONS[0] += 1
+        return VERSIONS[0]
+
+    def fill(front: Front, *arguments: Any) -> None:
+        f.cache.invalidate_tags("all")
+        filled(front, *arguments)
+
+    filled = Front.fill
+    VERSIONS[:] = [0, 0]
+    with monkeypatch.context() as patched:
+        patched.setattr(Front, "fill", fill)
+        assert f(1) == 1
+    assert [f(1), f(1)] == [2, 2]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from weakref import WeakSet
 
 from codomyrmex_cache._entry import Clock, Entry
 from codomyrmex_cache._fork import renew_after_fork
@@ -14,7 +15,7 @@ from codomyrmex_cache.backends._weight import Weigher, weigh
 from codomyrmex_cache.backends.base import Begun, generation_name
 from codomyrmex_cache.errors import CacheConfigurationError, ValueTooLargeError
 
-__all__ = ["DEFAULT_MAX_ENTRIES", "Budget", "Cell", "InMemoryBackend"]
+__all__ = ["DEFAULT_MAX_ENTRIES", "Budget", "Cell", "InMemoryBackend", "Watched"]
 
 DEFAULT_MAX_ENTRIES = 10_000
 """Large enough for the working set of an analysis run, small enough to be forgotten about."""
@@ -60,6 +61,20 @@ class _Lease(NamedTuple):
 _NO_LEASE = _Lease()
 
 
+class Watcher(Protocol):
+    """Who answers from cells of entries that have tags, without looking at the tags."""
+
+    def forget(self) -> None: ...
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A backend that tells watchers of revocations."""
+
+    def watch(self, watcher: Watcher) -> None: ...
+    def generations(self, key: bytes, names: Sequence[bytes]) -> list[bytes | None]: ...
+
+
 class InMemoryBackend:
     """A bounded store in this process's memory.
 
@@ -102,6 +117,7 @@ class InMemoryBackend:
         self._shared = Budget() if budget is None else budget
         self._kept = Cells(self.max_entries, self.max_bytes, weigher, self._shared, expiry_clock)
         self._cells = self._kept.by_key
+        self._watchers: WeakSet[Watcher] = WeakSet()
         renew_after_fork(self)
 
     def get(self, key: bytes) -> Entry | None:
@@ -219,6 +235,12 @@ class InMemoryBackend:
         with self._shared.lock:
             for name in names:
                 self._generations.pop(name, None)
+        for watcher in list(self._watchers):
+            watcher.forget()
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell it from now on when a generation has been revoked, before `revoke` returns."""
+        self._watchers.add(watcher)
 
     def replace(self, key: bytes, old: Entry | None, new: Entry, fence: bool) -> bool:
         weight = self._kept.weigh(new.value)
