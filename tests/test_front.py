@@ -58,7 +58,7 @@ def told(value: Any) -> Any:
     return type(value).__name__, repr(value)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(PLAIN, min_size=1, max_size=4), st.data())
 def test_whatever_the_way_different_calls_never_share_an_answer(values: list[Any], data: st.DataObject) -> None:
     @cached(manager=CacheManager())
