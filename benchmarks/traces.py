@@ -171,15 +171,18 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     folder = arguments.traces or (DEFAULT_FOLDER if DEFAULT_FOLDER.is_dir() else None)
+    traces = list(made() if folder is None else read(folder))
+    if not traces:
+        parser.error(f"no *.txt or *.txt.gz in {folder}")
     players = policies()
     ratios: dict[str, list[float]] = {name: [] for name in players if name != OPTIMUM}
     print(f"{'hit ratio in %':<20} {'places':>7} " + "".join(f"{name:>9}" for name in players))
-    for name, trace in made() if folder is None else read(folder):
+    for name, trace in traces:
         for share in arguments.shares:
             places = max(1, int(len(set(trace)) * share))
             hits = {player: policy(trace, places) for player, policy in players.items()}
             shown = "".join(f"{100 * count / len(trace):>9.1f}" for count in hits.values())
-            print(f"{name:<14} {share:>5.0%} {places:>7} {shown}", flush=True)
+            print(f"{name:<14} {share:>5.3g} {places:>7} {shown}", flush=True)
             for player, found in ratios.items():
                 found.append(hits[player] / hits[OPTIMUM])
     print(f"{'mean of ratio / optimum':<28} " + "".join(f"{fmean(found):>9.3f}" for found in ratios.values()))
