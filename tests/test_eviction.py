@@ -367,6 +367,12 @@ def test_the_estimate_of_a_long_list_is_taken_from_a_part() -> None:
     assert 0.9 * exact < weigh(real) < 1.1 * exact
 
 
+def test_the_estimate_of_nested_lists_is_near() -> None:
+    real = [[[float(number)] * 10 for number in range(100)] for _ in range(100)]
+    exact = 100 * 100 * (sys.getsizeof(real[0][0]) + sys.getsizeof(0.0))
+    assert 0.7 * exact < weigh(real) < 1.3 * exact
+
+
 def test_the_estimate_ends() -> None:
     circle: list[Any] = []
     circle.append(circle)
