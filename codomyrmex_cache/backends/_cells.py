@@ -132,6 +132,7 @@ class Cells:
         self._written = 0
         with budget.lock:
             budget.members.add(self)
+            self.weighs = self._max_bytes < inf or budget.max_bytes < inf
 
     @property
     def weight(self) -> int:
@@ -149,7 +150,7 @@ class Cells:
         Raises:
             ValueError: the weigher answers something else than a number of bytes.
         """
-        if self._max_bytes == self._budget.max_bytes == inf:
+        if not self.weighs:
             return 1
         weight = self._weigher(value)
         if not isinstance(weight, int) or weight < 0:
@@ -215,8 +216,10 @@ class Cells:
 
     def weigh_again(self) -> None:
         """Bytes begin to count, or cease to."""
+        self.weighs = self._max_bytes < inf or self._budget.max_bytes < inf
         weights = [(cell, self.weigh(cell.value)) for cell in self.by_key.values()]
         self._order.clear()
+        self._order = Eviction()  # what it has learnt was about other weights
         for cell, weight in weights:
             cell.weight = weight
             self._order.add(cell)

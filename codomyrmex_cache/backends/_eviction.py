@@ -134,7 +134,9 @@ class Eviction(Generic[R]):
         if place == _PROBATION:
             self._on_probation -= cell.weight
         if place != _GONE:
-            self._leave(cell)
+            cell.place = _GONE
+            self.count -= 1
+            self.weight -= cell.weight
             self._gone += 1
             if self._gone > self.count + 16:
                 self._sweep()
@@ -151,7 +153,9 @@ class Eviction(Generic[R]):
         while cell is None:
             has_share = self._on_probation >= self._share * self.weight and self._probation
             cell = self._judged_new() if has_share else self._judged_old()
-        self._leave(cell)
+        cell.place = _GONE
+        self.count -= 1
+        self.weight -= cell.weight
         return cell
 
     def clear(self) -> list[R]:
@@ -197,11 +201,6 @@ class Eviction(Generic[R]):
         self._main.append(cell)
         return None
 
-    def _leave(self, cell: R) -> None:
-        cell.place = _GONE
-        self.count -= 1
-        self.weight -= cell.weight
-
     def _fill_main(self) -> None:
         probation = self._probation
         while probation and self._on_probation - probation[0].weight >= self._share * self.weight:
@@ -223,18 +222,15 @@ class Eviction(Generic[R]):
     # -- the memory of what has left
 
     def _remember(self, key: bytes, of_main: int) -> None:
-        if 2 * self.count > len(self._memory):  # from time to time, as the number of cells doubles; what it knew is lost
-            self._memory = array("Q", bytes(8 << max(4, (2 * self.count - 1).bit_length())))
-        digest = hash(key)
-        fingerprint = digest >> 32 & _32_BITS
-        self._memory[digest % len(self._memory)] = fingerprint << 32 | (self._departures & _31_BITS) << 1 | of_main
+        memory, digest = self._memory, hash(key)
+        if 2 * self.count > len(memory):  # from time to time, as the number of cells doubles; what it knew is lost
+            memory = self._memory = array("Q", bytes(8 << max(4, (2 * self.count - 1).bit_length())))
+        memory[digest % len(memory)] = (digest >> 32 & _32_BITS) << 32 | (self._departures & _31_BITS) << 1 | of_main
 
     def _comes_back(self, key: bytes) -> bool:
         """Whether it left probation not long ago."""
-        if not self._memory:
-            return False
-        digest = hash(key)
-        found = self._memory[digest % len(self._memory)]
+        memory, digest = self._memory, hash(key)
+        found = memory[digest % len(memory)] if memory else 0
         if not found or found >> 32 != digest >> 32 & _32_BITS:
             return False
         age = self._departures - (found >> 1) & _31_BITS

@@ -132,7 +132,8 @@ class InMemoryBackend:
         return self._cells.get(key)
 
     def set(self, key: bytes, entry: Entry) -> None:
-        weight = self._kept.weigh(entry.value)
+        kept = self._kept
+        weight = kept.weigh(entry.value) if kept.weighs else 1
         with self._shared.lock:
             dropped = self._put(key, entry, weight)
         dropped.bury()
@@ -143,8 +144,8 @@ class InMemoryBackend:
         Raises:
             ValueTooLargeError: it is.
         """
-        weight, most = self._kept.weigh(value), self._kept.most
-        if weight > most:
+        kept = self._kept
+        if kept.weighs and (weight := kept.weigh(value)) > (most := kept.most):
             raise ValueTooLargeError(f"{weight} bytes are more than max_bytes={most}")
 
     def _put(self, key: bytes, entry: Entry, weight: int, *, fence: bool = True) -> Dropped:
