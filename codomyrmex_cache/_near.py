@@ -278,8 +278,9 @@ class Near:
             if deaf:
                 self._until = -inf
             self._era += 1
-            gone = self._order.clear()
+            gone = list(self.cells.values())
             self.cells.clear()
+            self._order.clear()
             self._tagged.clear()
         _kill(gone)
 

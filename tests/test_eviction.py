@@ -593,15 +593,56 @@ def test_threads_keep_all_bounds() -> None:
     assert sum(backend._kept.weight for backend in backends) <= 2_000
 
 
+@pytest.mark.parametrize(
+    "bounds", [{"max_entries": 2}, {"max_bytes": 2}, {"budget": Budget(2)}], ids=["entries", "bytes", "budget"]
+)
+def test_an_interrupt_in_the_middle_of_an_eviction_costs_nothing_later(bounds: Any) -> None:
+    backend = InMemoryBackend(weigher=len, **bounds)
+    for key in (b"a", b"b"):
+        backend.set(key, Entry(b"1"))
+    backend._kept._order._probation.clear()
+    backend._kept._order._main.clear()
+    for number in range(10):
+        backend.set(key_of(number), Entry(b"1"))
+        assert backend.has(key_of(number))
+        assert backend._kept.weight == backend.count(b"") == 2
+    backend.set(b"a", Entry(b"1"))
+    backend._kept._order._probation.clear()
+    backend._kept._order._main.clear()
+    for size in (1, 2, 2, 1, 1):
+        backend.set(b"a", Entry(b"1" * size))
+        assert backend._kept._order.count == backend.count(b"") <= 2
+
+
+def test_a_cell_left_by_an_interrupted_delete_takes_no_newer_one_with_it() -> None:
+    backend = InMemoryBackend(max_entries=3)
+    backend.set(b"k", Entry("old", expires_at=10.0))
+    del backend._cells[b"k"]  # as far as `delete` had got
+    backend.set(b"k", Entry("new"))
+    for number in range(10):
+        backend.get(b"k")
+        backend.get(b"k")
+        backend.set(key_of(number), Entry(number, created=20.0))
+    cell = backend.cell(b"k")
+    assert cell is not None
+    assert backend.delete(b"k")
+    assert cell.deadline == -inf
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_a_fork_while_the_lock_is_held_goes_on() -> None:
-    manager = CacheManager(max_bytes=100_000)
+def test_a_fork_in_the_middle_of_an_eviction_goes_on() -> None:
+    manager = CacheManager(max_entries=2)
     cache = manager.get_cache("x")
-    cache.set("k", 1)
+    for key in ("a", "b"):
+        cache.set(key, 1, ttl=1000)
+    kept = cache.space.backend._kept
     with manager._budget.lock:
+        kept._order.evict()  # and the cell is still in the dict
+        kept._ends.clear()
         child = os.fork()
         if child == 0:
-            cache.set("k", 2)
-            os._exit(0 if cache.get("k") == 2 else 1)
+            for number in range(10):
+                cache.set(str(number), number)
+            done = cache.get("9") == 9 and cache.stats().size == kept._order.count == len(kept.by_key) == 2
+            os._exit(0 if done else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert cache.get("k") == 1

@@ -99,8 +99,11 @@ class Budget:
             max(holders, key=lambda member: member.weight + weight * (member is writer)).evict(dropped)
 
     def after_fork(self) -> None:
-        """A fork may have copied the lock while another thread held it."""
-        self.lock = Lock()
+        """A fork may have copied the lock while another thread held it, in the middle of something."""
+        held, self.lock = self.lock.locked(), Lock()
+        if held:
+            for member in list(self.members):
+                member.rebuild()
 
 
 def _weight(cells: Cells) -> int:
@@ -177,6 +180,7 @@ class Cells:
             budget.make_room(self, weight, dropped)
         cell = self.by_key[key] = Cell(key, entry, weight)
         if old is not None:
+            order.remove(old)  # once more: all may have been rebuilt
             cell.touches = max(0, min(old.uses(), 3))
         order.add(cell, proven=proven)
         if entry.expires_at is not None:
@@ -195,10 +199,20 @@ class Cells:
 
     def evict(self, dropped: Dropped) -> None:
         """The cell that can best be spared goes."""
-        cell = self._order.evict()
-        del self.by_key[cell.key]
-        dropped.cells.append(cell)
+        try:
+            cell = self._order.evict()
+        except IndexError:  # there is none, but it was told of one: a KeyboardInterrupt came in the middle of something
+            self.rebuild()
+            return
+        self._drop(cell, dropped)
         dropped.evicted.append((self, cell))
+
+    def _drop(self, cell: Cell, dropped: Dropped) -> None:
+        if (
+            self.by_key.get(cell.key) is cell
+        ):  # else an interrupted `pop` had got so far, and a newer one must be found by who deletes
+            del self.by_key[cell.key]
+        dropped.cells.append(cell)
 
     def drop_expired(self, now: float | None, dropped: Dropped) -> None:
         """What has expired by the clock, or by `now` where there is none, goes."""
@@ -211,15 +225,22 @@ class Cells:
             cell = heappop(ends)[2]
             if cell.place:
                 self._order.remove(cell)
-                del self.by_key[cell.key]
-                dropped.cells.append(cell)
+                self._drop(cell, dropped)
 
     def weigh_again(self) -> None:
         """Bytes begin to count, or cease to."""
         self.weighs = self._max_bytes < inf or self._budget.max_bytes < inf
         weights = [(cell, self.weigh(cell.value)) for cell in self.by_key.values()]
-        self._order.clear()
-        self._order = Eviction()  # what it has learnt was about other weights
         for cell, weight in weights:
             cell.weight = weight
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """The order of leaving and the heap of ends, anew from the cells that there are."""
+        self._order.clear()
+        self._ends = []
+        for number, cell in enumerate(self.by_key.values()):
             self._order.add(cell)
+            if cell.entry is not None and cell.entry.expires_at is not None:
+                self._ends.append((cell.entry.expires_at, number - len(self.by_key), cell))
+        heapify(self._ends)

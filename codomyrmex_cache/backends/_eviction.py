@@ -159,13 +159,14 @@ class Eviction(Generic[R]):
         return cell
 
     def clear(self) -> list[R]:
-        """All cells are dropped; what has left is remembered."""
+        """All cells are dropped, and there is room; what has left before is remembered."""
         cells = [cell for cell in (*self._probation, *self._main) if cell.place != _GONE]
         for cell in cells:
             cell.place = _GONE
         self._probation.clear()
         self._main.clear()
         self.weight = self.count = self._on_probation = self._gone = 0
+        self._roomy = inf
         return cells
 
     def _judged_new(self) -> R | None:
