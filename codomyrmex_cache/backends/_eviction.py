@@ -3,10 +3,10 @@
 The policy is S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023) with four changes.
 
 *Two queues and a memory.*  New cells line up in `probation`, which holds a small share of the weight.  At its head a cell
-that was used twice meanwhile goes on to `main`; another one leaves, and its key is remembered.  A key that comes back
-before as many others as there are cells, or half as many again, have left probation goes straight to `main`.  There a cell
-at the head gets another turn for each of up to three uses since it was last looked at (CLOCK with a count), and leaves when
-it has none.  So what is used once, such as a scan, passes through probation and moves nothing in `main`.
+that was used twice meanwhile goes on to `main`; another one leaves, and its key is remembered.  A key that comes back while
+few have left after it (at first one and a half times as many as there are cells) goes straight to `main`.  There a cell at
+the head gets another turn for each of up to three uses since it was last looked at (CLOCK with a count), and leaves when it
+has none.  So what is used once, such as a scan, passes through probation and moves nothing in `main`.
 
 *First change: main is filled first.*  While there is room, what probation has no share for goes to `main` without proof.
 S3-FIFO leaves it in probation, and a loop over more keys than fit then never hits: they all pass by before any comes back.
@@ -27,9 +27,9 @@ removed.  A collision forgets a key, or takes one in 2**32 for another: either c
 for each cell, allocated when the first one leaves.
 
 *Measured* by `python -m benchmarks.traces`, which prints this policy beside TinyLFU (theine, moka), LRU and the optimum.
-Around the constants below the result is flat: each may be halved or doubled for a point at most.  Comparing frequencies
-before a key may enter `main`, as TinyLFU does, gained two points under steady popularity and lost six where popularity
-moves.
+Around the constants below the result is flat: one halved or doubled moves the mean by a point or so.  Comparing frequencies
+before a key may enter `main`, as TinyLFU does, gained two points under steady popularity and lost five to ten where
+popularity moves.
 
 *Cost.*  A hit costs what its counter costs.  A cell moves once for each use that was counted, so an eviction is O(1)
 amortised over the uses and insertions before it.  Cells that were removed by others stay in their queue, marked, until they
