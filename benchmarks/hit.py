@@ -60,16 +60,18 @@ class Case:
     scope: dict[str, Any]
     baseline: str = LRU_CACHE
     times: int = 1
+    clock: Callable[[], int] = CLOCK
+    nanoseconds: int = LOOP_NANOSECONDS
 
     def __post_init__(self) -> None:
         define = "async def" if "await" in self.statement else "def"
-        names = {**self.scope, "clock": CLOCK, "repeat": repeat}
+        names = {**self.scope, "clock": self.clock, "repeat": repeat}
         exec(LOOP.format(define=define, statement=self.statement), names)
         self.loop = names["loop"]
         self.run(2)  # the miss, and the first hit
-        while (taken := self.run(self.times)) < LOOP_NANOSECONDS / 10:
+        while (taken := self.run(self.times)) < self.nanoseconds / 10:
             self.times *= 2
-        self.times = max(1, round(self.times * LOOP_NANOSECONDS / taken))
+        self.times = max(1, round(self.times * self.nanoseconds / taken))
 
     def run(self, times: int) -> int:
         """Nanoseconds of this many calls.  A coroutine is driven by hand: an event loop would cost more than the hits."""
