@@ -1,7 +1,7 @@
 """Everything, against every other package that is installed.
 
     python -m benchmarks.all [--rounds N] [--only FAMILY,...] [--peers PACKAGE,...] [--long]
-                             [--json FILE] [--plots FOLDER] [--readme]
+                             [--json FILE] [--replay FILE] [--plots FOLDER] [--readme]
 
 Prints a table for each family.  All cells of a family are measured in every round, in a new order; printed are medians, and the
 quartiles of ratios that are taken inside a round.  Every cell's answers are verified before it is timed.  Packages that are not
@@ -71,6 +71,7 @@ FAMILIES: dict[str, Callable[..., Family]] = {
     "bytes": plain(memory.bytes_per_entry),
     "threads": plain(memory.threads),
     "files": with_folders(on_files.files),
+    "arrays": with_folders(on_files.arrays),
     "fresh": with_folders(on_files.fresh),
     "processes": with_folders(on_files.processes),
     "redis": redis_family,
@@ -125,6 +126,12 @@ def write_json(path: Path, where: dict[str, Any], rounds: int, families: list[Fa
     path.write_text(json.dumps(document, indent=1))
 
 
+def read_json(path: Path, names: list[str]) -> tuple[dict[str, Any], list[Family]]:
+    """What `write_json` has written, of these families."""
+    document = json.loads(path.read_text())
+    return document["machine"], [Family.of(each) for each in document["families"] if each["name"] in names]
+
+
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds, at least 2 (default: 9); slow rows have fewer")
@@ -133,6 +140,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--long", action="store_true", help="files with 200,000 entries too")
     parser.add_argument("--json", type=Path, help="where all figures go")
     parser.add_argument("--plots", type=Path, help="folder for one PNG for each family (needs matplotlib)")
+    parser.add_argument("--replay", type=Path, help="a file written by --json, instead of measuring")
     parser.add_argument("--readme", action="store_true", help="rewrite the table in README.md")
     return parser.parse_args()
 
@@ -145,8 +153,13 @@ def main() -> None:
     if unknown := set(names) - {*FAMILIES, "traces"}:
         raise SystemExit(f"no such family: {', '.join(sorted(unknown))}")
     packages = ["codomyrmex_cache", *options.peers.split(",")] if options.peers else None
-    where, families = run([name for name in names if name in FAMILIES], packages, Sizes(), options.rounds, options.long)
-    if "traces" in names:
+    if options.replay:
+        where, families = read_json(options.replay, names)
+        print(describe(where), *(family.report() for family in families), sep="\n\n")
+    else:
+        measure = [name for name in names if name in FAMILIES]
+        where, families = run(measure, packages, Sizes(), options.rounds, options.long)
+    if "traces" in names and not options.replay:
         traces()
     if options.json:
         write_json(options.json, where, options.rounds, families)

@@ -209,7 +209,7 @@ def add_evictions(cost: Row, ratio: Row, name: str, make: Callable[[], Evictions
 def bytes_per_entry(peers: list[Peer], sizes: Sizes) -> Family:
     """Memory of a fresh process for each."""
     family = Family("bytes", "resident memory for each entry of f(number), each called twice, in a fresh process")
-    row = family.row(f"{sizes.entries:,} entries of f(number)", unit="bytes", baseline=LRU_CACHE, rounds=2)
+    row = family.row(f"{sizes.entries:,} entries of f(number)", unit="bytes", baseline=LRU_CACHE, rounds=1)
     for peer in peers:
         if hasattr(peer, "memory"):
             row.add(peer.name, lambda: lambda name=peer.name: float(run("bytes", name, sizes.entries, seconds=60)[0]))

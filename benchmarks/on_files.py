@@ -8,6 +8,7 @@ import resource
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -52,18 +53,18 @@ def set_now(store: Any, name: str, value: object) -> None:
         event_loop().run_until_complete(result)
 
 
-def get(store: Any, name: str, value: object) -> Step:
+def get(store: Any, value: object) -> Step:
     """Reads of one value."""
-    set_now(store, name, value)
-    return timed(awaited(store.get, "store.get(key)"), {"store": store, "key": name}, value, clock=DAY)
+    set_now(store, "key", value)
+    return timed(awaited(store.get, "store.get('key')"), {"store": store}, value, clock=DAY)
 
 
-def put(store: Any, name: str, value: object) -> Step:
+def put(store: Any, value: object) -> Step:
     """Overwrites of one value, which must be there afterwards."""
-    scope = {"store": store, "key": name, "value": value}
-    set_now(store, name, value)
-    check(answers(awaited(store.get, "store.get(key)"), scope, 1)[0], value)
-    return timed(awaited(store.set, "store.set(key, value)"), scope, clock=DAY)
+    scope = {"store": store, "value": value}
+    set_now(store, "key", value)
+    check(answers(awaited(store.get, "store.get('key')"), scope, 1)[0], value)
+    return timed(awaited(store.set, "store.set('key', value)"), scope, clock=DAY)
 
 
 def among(store: Any, entries: int) -> Step:
@@ -101,28 +102,32 @@ def stores(peers: list[Peer], new: Callable[[], str], method: str = "store") -> 
 
 
 def files(peers: list[Peer], sizes: Sizes, new: Callable[[], str], long: bool) -> Family:
-    """One process."""
+    """Texts and bytes, in one process."""
     family = Family("files", "hits, and the direct interface, by the clock on the wall")
     row = family.row("decorated hit of 100 B", unit="us", baseline=PLAIN)
     row.add(PLAIN, lambda: decorated(plain_files, new()), primitive=True)
     for peer in peers:
         if decorate := getattr(peer, "files", None):
             row.add(peer.name, lambda: (decorated_task if peer.name == "cashews" else decorated)(decorate, new()))
-    array = numpy.random.default_rng(1).standard_normal(sizes.megabytes * 2**20 // 8)
-    values = {"100 B": "x" * 100, "10 KB": "x" * 10_240, "1 MB": os.urandom(2**20), f"{sizes.megabytes} MB array": array}
-    for size, value in values.items():
-        is_array, rounds = value is array, 5 if value is array else None
-        unit = "ms" if is_array else "us"
-        got = family.row(f"get of {size}", unit=unit, baseline=PLAIN, rounds=rounds)
-        was_set = family.row(f"set of {size}", unit=unit, baseline=PLAIN, rounds=rounds)
-        add_stores(got, stores(peers, new), lambda store: get(store, "key", value))
-        add_stores(was_set, stores(peers, new), lambda store: put(store, "key", value))
-    mapped = family.row(f"get of {sizes.megabytes} MB array, mapped", unit="ms", baseline=PLAIN, rounds=5)
-    mapped.add(PLAIN, lambda: get(PlainFiles(new()), "key", array), "not mapped", primitive=True)
-    add_stores(mapped, stores(peers, new, "mapped_store"), lambda store: get(store, "key", array))
+    for size, value in {"100 B": "x" * 100, "10 KB": "x" * 10_240, "1 MB": os.urandom(2**20)}.items():
+        add_stores(family.row(f"get of {size}", unit="us", baseline=PLAIN), stores(peers, new), partial(get, value=value))
+        add_stores(family.row(f"set of {size}", unit="us", baseline=PLAIN), stores(peers, new), partial(put, value=value))
     for entries in (sizes.stored, 200_000)[: 1 + long]:
         row = family.row(f"get among {entries:,} of 100 B", unit="us", baseline=PLAIN)
-        add_stores(row, stores(peers, new), lambda store: among(store, entries))
+        add_stores(row, stores(peers, new), partial(among, entries=entries))
+    return family
+
+
+def arrays(peers: list[Peer], sizes: Sizes, new: Callable[[], str], long: bool) -> Family:
+    """A large array; apart from the rest, which would wait for the disk to take it."""
+    family = Family("arrays", "a numpy array of floats by the direct interface, by the clock on the wall")
+    value = numpy.random.default_rng(1).standard_normal(sizes.megabytes * 2**20 // 8)
+    options: dict[str, Any] = {"unit": "ms", "baseline": PLAIN, "rounds": 5}
+    add_stores(family.row(f"get of {sizes.megabytes} MB array", **options), stores(peers, new), partial(get, value=value))
+    add_stores(family.row(f"set of {sizes.megabytes} MB array", **options), stores(peers, new), partial(put, value=value))
+    row = family.row(f"get of {sizes.megabytes} MB array, mapped", **options)
+    row.add(PLAIN, lambda: get(PlainFiles(new()), value), "not mapped", primitive=True)
+    add_stores(row, stores(peers, new, "mapped_store"), partial(get, value=value))
     return family
 
 
@@ -194,8 +199,8 @@ def processes(peers: list[Peer], sizes: Sizes, new: Callable[[], str], long: boo
     rows = [
         (
             number,
-            family.row(f"{number} processes", unit="ops/s", baseline=PLAIN, more_is_better=True, rounds=3),
-            family.row(f"{number} processes: lost entries", unit="lost", is_count=True, is_told=True, rounds=3),
+            family.row(f"{number} process{'es' * (number > 1)}", unit="ops/s", baseline=PLAIN, more_is_better=True, rounds=3),
+            family.row(f"{number} process{'es' * (number > 1)}: lost entries", unit="", is_count=True, is_told=True, rounds=3),
         )
         for number in sizes.processes
     ]

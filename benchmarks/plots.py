@@ -18,20 +18,26 @@ COLOURS = {"ours": "#d1495b", "package": "#8d99ae", "primitive": "#dfe3ea"}
 
 def panel(axes: Axes, row: Row) -> None:
     """Bars, the best one at the top."""
+    from matplotlib.ticker import NullFormatter
+
     names = sorted(row.figures, key=row.median, reverse=not row.more_is_better)
     figures = [row.median(name) * UNITS.get(row.unit, 1.0) for name in names]
     kinds = ["ours" if name == OURS else "primitive" if name in row.primitives else "package" for name in names]
     bars = axes.barh(names, figures, color=[COLOURS[kind] for kind in kinds], height=0.72)
     axes.bar_label(bars, [row.text(row.median(name)) for name in names], padding=3, fontsize=8)
     positive = [figure for figure in figures if figure > 0]
-    if positive and row.unit not in ("%", "lost"):
+    if len(positive) == len(figures) and row.unit != "%":
         low, high = min(positive), max(positive)
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())  # its labels overlap where the axis is short
         axes.set_xlim(low / 2, high * (high / low * 2) ** 0.25 * 1.6)  # room for the longest bar's label
     else:
         axes.set_xlim(0, (max(figures, default=0) or 1) * 1.25)
+    if row.errors:
+        failed = f"error: {', '.join(row.errors)}"
+        axes.text(0.99, 0.02, failed, transform=axes.transAxes, ha="right", va="bottom", fontsize=7, color="#777777")
     direction = "more is better" if row.more_is_better else "less is better"
-    axes.set_title(f"{row.workload}  ({row.unit}, {direction})", fontsize=9, loc="left")
+    axes.set_title(f"{row.workload}  ({', '.join(filter(None, [row.unit, direction]))})", fontsize=9, loc="left")
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     for label, kind in zip(axes.get_yticklabels(), kinds, strict=True):

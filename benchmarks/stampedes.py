@@ -41,7 +41,7 @@ def stampede(peers: list[Peer], sizes: Sizes, new: Callable[[], str], url: Calla
     ):
         if protected == "once_redis" and url is None:
             continue
-        row = family.row(title, unit="executions", is_count=True, rounds=2)
+        row = family.row(f"{title}: executions", unit="", is_count=True, rounds=2)
         for peer in peers:
             if not hasattr(peer, protected):
                 continue

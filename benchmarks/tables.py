@@ -12,7 +12,7 @@ import platform
 import random
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median, quantiles
 from typing import Any
@@ -140,11 +140,14 @@ class Family:
 
     def data(self) -> dict[str, Any]:
         """For JSON, with every round."""
-        rows = []
-        for row in self.rows:
-            kept = ("workload", "unit", "baseline", "more_is_better", "is_count", "figures", "errors", "notes")
-            rows.append({name: getattr(row, name) for name in kept} | {"primitives": sorted(row.primitives)})
+        kept = [each.name for each in fields(Row) if not each.name.startswith("_")]
+        rows = [{name: getattr(row, name) for name in kept} | {"primitives": sorted(row.primitives)} for row in self.rows]
         return {"name": self.name, "title": self.title, "rows": rows}
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Family:
+        """From what `data` gave."""
+        return cls(data["name"], data["title"], [Row(**row | {"primitives": set(row["primitives"])}) for row in data["rows"]])
 
 
 def versions() -> dict[str, str]:
