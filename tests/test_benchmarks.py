@@ -103,6 +103,16 @@ def test_a_package_that_fails_later_has_the_error_in_its_cell():
     assert row.errors == {"breaks": "error: StopIteration:"}
 
 
+def test_a_family_that_cannot_be_prepared_does_not_end_the_run(monkeypatch, capsys):
+    def unserved(*_):
+        raise ConnectionError("no server")
+
+    monkeypatch.setitem(everything.FAMILIES, "redis", unserved)
+    _, families = everything.run(["redis", "async"], [OURS], TINY, rounds=2)
+    assert [family.name for family in families] == ["async"]
+    assert "skipped: redis (ConnectionError: no server)" in capsys.readouterr().out
+
+
 def test_ratios_are_taken_inside_rounds():
     row = row_of(ours=[2.0, 40.0, 6.0], lru_cache=[1.0, 10.0, 2.0])
     assert row.ratio(OURS, LRU_CACHE) == (2.5, 3.0, 3.5)
