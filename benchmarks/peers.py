@@ -230,7 +230,7 @@ class AsyncLru(Peer):
 
 
 class Aiocache(Peer):
-    """Without the timeout that it puts around each operation by default, with which a hit in memory costs four times as much."""
+    """Without its default timeout around each operation, with which a hit in memory costs four times as much."""
 
     name = distribution = module = "aiocache"
 
