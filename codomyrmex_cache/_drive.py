@@ -23,7 +23,7 @@ from codomyrmex_cache.errors import CacheTimeoutError
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Run", "arun", "run"]
+__all__ = ["Run", "arun", "run", "wait"]
 
 T = TypeVar("T")
 
@@ -167,7 +167,7 @@ def _perform(space: Space, effect: Effect, meter: Meter) -> Any:
     if isinstance(effect, Ask):
         return effect.question()
     if isinstance(effect, Wait):
-        return _wait(effect.flight, effect.patience)
+        return wait(effect.flight, effect.patience)
     if isinstance(effect, Pause):
         time.sleep(_pause(effect))
         return None
@@ -186,7 +186,8 @@ def _called(space: Space, effect: Call, meter: Meter) -> Any:
         meter.stop(effect.verb)
 
 
-def _wait(flight: Flight, patience: Patience) -> Any:
+def wait(flight: Flight, patience: Patience) -> Any:
+    """The outcome of a flight, in this thread."""
     while True:
         seconds = _PATIENCE if patience.left is None else min(_PATIENCE, patience.left)
         try:

@@ -177,13 +177,62 @@ class Front:
         else:
             self._fill_fingerprint(values, key, cell)
 
-    def _fill_arguments(self, values: tuple[Any, ...], cell: Cell) -> None:
-        kinds = tuple(map(type, values))
-        cells = self.cells.setdefault(kinds[0] if self._single else kinds, {})
-        cells[values[0] if self._single else values] = cell
+    # -- cells that have no key; see `_bare`
+
+    @property
+    def by_arguments(self) -> bool:
+        """Whether there are calls that the arguments themselves lead to their cells."""
+        return self.enabled and not self._shape.variadic
+
+    def use_clock(self, clock: Clock) -> None:
+        """That of the deadlines."""
+        assert self._wrapper is not None
+        self._wrapper.__globals__[f"{RESERVED}now"] = clock
+
+    def place_of(self, bound: tuple[Any, ...]) -> tuple[Any, Any] | None:
+        """Where the cell of these arguments lies; `None` if they do not lead there by themselves."""
+        if self._single:
+            value = bound[self._keyer.kept[0]]
+            kind = type(value)
+            if kind is int or kind is str or kind is float:
+                return (kind, value) if _interchangeable(value) else None
+            return (kind, value) if kind is bool or value is None else None
+        values = bound if len(bound) == len(self._names) else tuple([bound[index] for index in self._keyer.kept])
+        return (tuple(map(type, values)), values) if all(map(_interchangeable, values)) else None
+
+    def cell_at(self, place: tuple[Any, Any]) -> Cell | None:
+        """What lies there."""
+        cells = self.cells.get(place[0])
+        return None if cells is None else cells.get(place[1])
+
+    def bound_at(self, place: tuple[Any, Any]) -> tuple[Any, ...]:
+        """The arguments that lead there; for those that do not count, `None`."""
+        bound: list[Any] = [None] * len(self._shape.names)
+        for index, value in zip(self._keyer.kept, (place[1],) if self._single else place[1], strict=True):
+            bound[index] = value
+        return tuple(bound)
+
+    def bare_cells(self, owner: object) -> list[tuple[tuple[Any, Any], Any]]:
+        """The living ones of this owner, with where they lie."""
+        found = [(kinds, list(cells.items())) for kinds, cells in list(self.cells.items())]
+        return [((kinds, values), cell) for kinds, cells in found for values, cell in cells if cell.entry is owner]
+
+    def put(self, place: tuple[Any, Any], cell: Cell) -> Cell | None:
+        """Now this lies there; what did before."""
+        kinds, values = place
+        cells = self.cells.get(kinds)
+        if cells is None:
+            cells = self.cells.setdefault(kinds, {})
+        old = cells.get(values)
+        cells[values] = cell
         self._filled += 1
         if self._filled >= self._pruning_at:
             self._prune()
+        return old
+
+    def _fill_arguments(self, values: tuple[Any, ...], cell: Cell) -> None:
+        kinds = tuple(map(type, values))
+        self.put((kinds[0], values[0]) if self._single else (kinds, values), cell)
 
     def _prune(self) -> None:
         for kinds, cells in list(self.cells.items()):

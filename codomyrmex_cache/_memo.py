@@ -31,6 +31,7 @@ from codomyrmex_cache.stats import CacheStats
 from codomyrmex_cache.streams import AsyncCachedStream, CachedStream, Opened
 
 if TYPE_CHECKING:
+    from codomyrmex_cache._bare import Bare
     from codomyrmex_cache._lane import Lane
 
 __all__ = ["Memo", "Tags"]
@@ -100,6 +101,15 @@ class Memo:
 
         return lane_of(self.cache.space, self.rules, self.counters, awaited=self.is_async)
 
+    @cached_property
+    def bare(self) -> Bare | None:
+        """The short way of its misses, if there is one."""
+        if self._tagged or self._hinted or self.is_async or self.gives_stream:
+            return None
+        from codomyrmex_cache._bare import bare_of
+
+        return bare_of(self)
+
     def _compiled(self, target: Callable[..., Any]) -> Callable[[tuple[Any, ...]], Any]:
         """`target` as a function of the bound arguments."""
         source = f"def {RESERVED}function({RESERVED}bound): return {RESERVED}target({self.shape.unpacked})"
@@ -107,8 +117,12 @@ class Memo:
 
     # -- calls
 
-    def cold(self, bound: tuple[Any, ...]) -> ColdCall | Finished | Alone:
+    def cold(self, bound: tuple[Any, ...]) -> Any:
         """Answer a call that the front could not, as far as the function; if that gives an awaitable, so does this."""
+        if self.bare is not None:
+            run = self.bare.begin(bound)
+            if run is not None:
+                return run
         try:
             key = self.keyer.key(bound)
         except UnkeyableError as error:

@@ -131,6 +131,8 @@ class Counters:
     __slots__ = (*SUMMED, "__weakref__", "_cells", "_errors", "_folding_at", "_lock", "load_seconds_max")
 
     hits: int
+    misses: int
+    sets: int
     loads: int
     load_errors: int
     load_seconds: float
@@ -194,6 +196,21 @@ class Counters:
             self.load_errors += failed
             self.load_seconds += seconds
             self.load_seconds_max = max(self.load_seconds_max, seconds)
+
+    def loaded(self, seconds: float, cell: Counting | None) -> None:
+        """A miss whose function ran for so many seconds, and what it was stored as; several of the others in one."""
+        with self._lock:
+            self.misses += 1
+            self.loads += 1
+            self.load_seconds += seconds
+            if seconds > self.load_seconds_max:
+                self.load_seconds_max = seconds
+            if cell is not None:
+                self.sets += 1
+                cell.followed = True
+                self._cells.append(cell)
+                if len(self._cells) >= self._folding_at:
+                    self._fold()
 
     def error(self, kind: str) -> int:
         """Count a swallowed fault of this kind; answers how many there have been."""

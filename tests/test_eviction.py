@@ -281,7 +281,7 @@ class BoundsMachine(RuleBasedStateMachine):
         kept = self.kept_before = self.kept()
         assert len(kept) == len(self.backend._cells) == self.backend.count(b"") <= self.entries
         if self.bytes < inf:
-            assert self.backend._kept.weight == sum(len(entry.value) for entry in kept.values()) <= self.bytes
+            assert self.backend.kept.weight == sum(len(entry.value) for entry in kept.values()) <= self.bytes
         assert all(self.stored[key] is entry for key, entry in kept.items())
         now = self.clock()
         missing = {key: entry for key, entry in self.stored.items() if key not in kept}
@@ -493,8 +493,8 @@ def test_prolonged_entries_leave_no_trace_behind(clock: FakeClock) -> None:
     backend = InMemoryBackend(expiry_clock=clock)
     for _ in range(10_000):
         backend.set(b"k", Entry("v", expires_at=clock() + 10))
-    assert len(backend._kept._ends) < 100
-    assert len(backend._kept._order._probation) + len(backend._kept._order._main) < 100
+    assert len(backend.kept._ends) < 100
+    assert len(backend.kept._order._probation) + len(backend.kept._order._main) < 100
 
 
 # -- the budget of a manager
@@ -594,10 +594,10 @@ def test_threads_keep_all_bounds() -> None:
     assert failures == []
     for backend in backends:
         cells = backend._cells
-        assert backend._kept.weight == sum(len(cell.value) for cell in cells.values()) <= 1_500
-        assert backend._kept._order.count == len(cells) <= 60
+        assert backend.kept.weight == sum(len(cell.value) for cell in cells.values()) <= 1_500
+        assert backend.kept._order.count == len(cells) <= 60
         assert all(cell.key == key and cell.entry is not None for key, cell in cells.items())
-    assert sum(backend._kept.weight for backend in backends) <= 2_000
+    assert sum(backend.kept.weight for backend in backends) <= 2_000
 
 
 @pytest.mark.parametrize(

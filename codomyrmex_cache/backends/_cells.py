@@ -6,7 +6,7 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from math import inf
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 from codomyrmex_cache._entry import Clock, Entry
@@ -14,7 +14,7 @@ from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache.backends._eviction import Eviction, Resident
 from codomyrmex_cache.backends._weight import Weigher
 
-__all__ = ["NOTHING_DROPPED", "Budget", "Cell", "Cells", "Dropped"]
+__all__ = ["NOTHING_DROPPED", "BareCell", "Budget", "Cell", "Cells", "Dropped", "Owner"]
 
 _SWEEP_EVERY = 1_024
 """Writes between two looks for what has expired, where there is room; so that it does not stay for ever."""
@@ -29,6 +29,9 @@ class Cell(Resident):
     """
 
     __slots__ = ("cost", "deadline", "entry", "followed", "shared", "value")
+
+    owner: Any = None
+    """Who keeps it by something else than its key."""
 
     def __init__(self, key: bytes, entry: Entry, weight: int = 1) -> None:
         super().__init__(key, weight)
@@ -46,6 +49,31 @@ class Cell(Resident):
         self.entry = None
 
 
+class Owner(Protocol):
+    """Who keeps cells by something else than their keys; `head` is what the keys would begin with."""
+
+    head: bytes
+
+    def close(self) -> None: ...
+    def cells(self) -> list[Cell]: ...
+
+
+class BareCell(Cell):
+    """A cell without key and entry, as long as nobody asks for them."""
+
+    __slots__ = ("created", "owner")
+
+    def __init__(
+        self, key: Any, value: Any, created: float, deadline: float, cost: float, shared: bool, owner: Owner
+    ) -> None:  # fmt: skip
+        self.key = key
+        self.value, self.created, self.deadline, self.cost, self.shared = value, created, deadline, cost, shared
+        self.owner = self.entry = owner  # type: ignore[assignment]  # it is there to be seen as alive
+        self.weight = 1
+        self.hits = self.touches = self.seen = self.place = 0
+        self.followed = False
+
+
 class Dropped(NamedTuple):
     """Cells to be killed once the lock is released, and those of them that had to make room, with where they were."""
 
@@ -58,7 +86,7 @@ class Dropped(NamedTuple):
             cell.kill()
         for cells, cell in self.evicted:
             for listener in cells.listeners:
-                listener(cell.key)
+                listener(cell.key if cell.owner is None else cell.owner.head)
 
 
 NOTHING_DROPPED = Dropped([], [])
@@ -78,6 +106,8 @@ class Budget:
 
     def limit(self, max_bytes: int | None) -> None:
         """From now on it is so many bytes, `None` for no bound."""
+        for member in list(self.members):
+            member.close_bare(b"")
         dropped = Dropped([], [])
         with self.lock:
             before, self.max_bytes = self.max_bytes, inf if max_bytes is None else max_bytes
@@ -125,6 +155,7 @@ class Cells:
         self, max_entries: int | None, max_bytes: int | None, weigher: Weigher, budget: Budget, clock: Clock | None
     ) -> None:  # fmt: skip
         self.by_key: dict[bytes, Cell] = {}
+        self.bare: WeakSet[Owner] = WeakSet()
         self.listeners: list[Callable[[bytes], None]] = []  # told of who had to make room
         self._max_entries = inf if max_entries is None else max_entries
         self._max_bytes = inf if max_bytes is None else max_bytes
@@ -136,6 +167,11 @@ class Cells:
         with budget.lock:
             budget.members.add(self)
             self.weighs = self._max_bytes < inf or budget.max_bytes < inf
+
+    @property
+    def lock(self) -> Lock:
+        """Of who writes."""
+        return self._budget.lock
 
     @property
     def weight(self) -> int:
@@ -184,11 +220,52 @@ class Cells:
             cell.touches = max(0, min(old.uses(), 3))
         order.add(cell, proven=proven)
         if entry.expires_at is not None:
-            heappush(self._ends, (entry.expires_at, self._written, cell))
-            if len(self._ends) > 2 * len(self.by_key) + 64:
-                self._ends = [end for end in self._ends if end[2].place]
-                heapify(self._ends)
+            self._note_end(entry.expires_at, cell)
         return dropped
+
+    def put_bare(self, cell: BareCell, old: Cell | None) -> Dropped | None:
+        """Keep a cell that its owner knows where to find, instead of an old one; what goes for it."""
+        dropped, order = None, self._order
+        if old is not None:
+            dropped = Dropped([old], [])
+            order.remove(old)
+        self._written += 1
+        if order.count >= self._max_entries or self._written % _SWEEP_EVERY == 0:
+            dropped = dropped or Dropped([], [])
+            self.drop_expired(cell.created, dropped)
+            while order.count >= self._max_entries:
+                self.evict(dropped)
+        order.add(cell)
+        if cell.deadline < inf:
+            self._note_end(cell.deadline, cell)
+        return dropped
+
+    def name(self, cell: BareCell, key: bytes, digest: bytes, parts: Any) -> bool:
+        """Give a bare cell its key and its entry; `False` if there is another one under that key."""
+        if cell.entry is not cell.owner:
+            return True  # it has gone meanwhile
+        if key in self.by_key:
+            self._order.remove(cell)
+            return False
+        until = None if cell.deadline == inf else cell.deadline
+        cell.entry = Entry(
+            cell.value, cell.created, until, until, cell.cost, digest=digest, parts=parts, shared=cell.shared
+        )  # fmt: skip
+        cell.key, cell.owner = key, None
+        self.by_key[key] = cell
+        return True
+
+    def close_bare(self, key: bytes) -> None:
+        """Somebody is about to ask about this key, or about all that begin so: let those be known that may be concerned."""
+        for owner in list(self.bare):
+            if key.startswith(owner.head) or owner.head.startswith(key):
+                owner.close()
+
+    def _note_end(self, until: float, cell: Cell) -> None:
+        heappush(self._ends, (until, self._written, cell))
+        if len(self._ends) > 2 * self._order.count + 64:
+            self._ends = [end for end in self._ends if end[2].place]
+            heapify(self._ends)
 
     def pop(self, key: bytes) -> Cell | None:
         """The cell, no longer kept."""
@@ -239,8 +316,10 @@ class Cells:
         """The order of leaving and the heap of ends, anew from the cells that there are."""
         self._order.clear()
         self._ends = []
-        for number, cell in enumerate(self.by_key.values()):
+        bare = [cell for owner in list(self.bare) for cell in owner.cells()]
+        for number, cell in enumerate((*self.by_key.values(), *bare), -len(self.by_key) - len(bare)):
             self._order.add(cell)
-            if cell.entry is not None and cell.entry.expires_at is not None:
-                self._ends.append((cell.entry.expires_at, number - len(self.by_key), cell))
+            end = None if cell.entry is None else cell.deadline if cell.owner is not None else cell.entry.expires_at
+            if end is not None and end < inf:
+                self._ends.append((end, number, cell))
         heapify(self._ends)

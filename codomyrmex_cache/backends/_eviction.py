@@ -223,14 +223,14 @@ class Eviction(Generic[R]):
     # -- the memory of what has left
 
     def _remember(self, key: bytes, of_main: int) -> None:
-        memory, digest = self._memory, hash(key)
+        memory, digest = self._memory, hash((key,))
         if 2 * self.count > len(memory):  # from time to time, as the number of cells doubles; what it knew is lost
             memory = self._memory = array("Q", bytes(8 << max(4, (2 * self.count - 1).bit_length())))
         memory[digest % len(memory)] = (digest >> 32 & _32_BITS) << 32 | (self._departures & _31_BITS) << 1 | of_main
 
     def _comes_back(self, key: bytes) -> bool:
         """Whether it left probation not long ago."""
-        memory, digest = self._memory, hash(key)
+        memory, digest = self._memory, hash((key,))
         found = memory[digest % len(memory)] if memory else 0
         if not found or found >> 32 != digest >> 32 & _32_BITS:
             return False

@@ -115,12 +115,13 @@ class InMemoryBackend:
         self._leases: dict[bytes, _Lease] = {}
         self._last_lease = self._last_generation = 0
         self._shared = Budget() if budget is None else budget
-        self._kept = Cells(self.max_entries, self.max_bytes, weigher, self._shared, expiry_clock)
-        self._cells = self._kept.by_key
+        self.kept = Cells(self.max_entries, self.max_bytes, weigher, self._shared, expiry_clock)
+        self._cells = self.kept.by_key
         self._watchers: WeakSet[Watcher] = WeakSet()
         renew_after_fork(self)
 
     def get(self, key: bytes) -> Entry | None:
+        self._ask(key)
         cell = self._cells.get(key)
         if cell is None:
             return None
@@ -129,10 +130,12 @@ class InMemoryBackend:
 
     def cell(self, key: bytes) -> Cell | None:
         """The live cell, for the hot closure to keep."""
+        self._ask(key)
         return self._cells.get(key)
 
     def set(self, key: bytes, entry: Entry) -> None:
-        kept = self._kept
+        self._ask(key)
+        kept = self.kept
         weight = kept.weigh(entry.value) if kept.weighs else 1
         with self._shared.lock:
             dropped = self._put(key, entry, weight)
@@ -144,21 +147,23 @@ class InMemoryBackend:
         Raises:
             ValueTooLargeError: it is.
         """
-        kept = self._kept
+        kept = self.kept
         if kept.weighs and (weight := kept.weigh(value)) > (most := kept.most):
             raise ValueTooLargeError(f"{weight} bytes are more than max_bytes={most}")
 
     def _put(self, key: bytes, entry: Entry, weight: int, *, fence: bool = True) -> Dropped:
         if fence:
             self._generations.pop(generation_name("k", key), None)
-        return self._kept.put(key, entry, weight)
+        return self.kept.put(key, entry, weight)
 
     def has(self, key: bytes) -> bool:
+        self._ask(key)
         return key in self._cells
 
     def delete(self, key: bytes) -> bool:
+        self._ask(key)
         with self._shared.lock:
-            cell = self._kept.pop(key)
+            cell = self.kept.pop(key)
             self._generations.pop(generation_name("k", key), None)
         if cell is None:
             return False
@@ -166,14 +171,16 @@ class InMemoryBackend:
         return True
 
     def scan(self, prefix: bytes) -> list[tuple[bytes, float | None]]:
+        self._ask(prefix)
         with self._shared.lock:
             items = list(self._cells.items())
         found = [(key, cell.entry) for key, cell in items if key.startswith(prefix)]
         return [(key, entry.expires_at) for key, entry in found if entry is not None]
 
     def clear(self, prefix: bytes) -> int:
+        self._ask(prefix)
         with self._shared.lock:
-            gone = [self._kept.pop(key) for key in list(self._cells) if key.startswith(prefix)]
+            gone = [self.kept.pop(key) for key in list(self._cells) if key.startswith(prefix)]
         for cell in gone:
             if cell is not None:
                 cell.kill()
@@ -181,11 +188,17 @@ class InMemoryBackend:
 
     def count(self, prefix: bytes) -> int:
         with self._shared.lock:
-            return sum(key.startswith(prefix) for key in self._cells)
+            bare = sum(len(owner.cells()) for owner in list(self.kept.bare) if owner.head.startswith(prefix))
+            return bare + sum(key.startswith(prefix) for key in self._cells)
+
+    def _ask(self, key: bytes) -> None:
+        if self.kept.bare:
+            self.kept.close_bare(key)
 
     # -- loads
 
     def begin(self, key: bytes, names: Sequence[bytes], seconds: float) -> Begun:
+        self._ask(key)
         now = self._clock()
         names = (generation_name("k", key), *names)
         with self._shared.lock:
@@ -212,7 +225,8 @@ class InMemoryBackend:
             return True
 
     def commit(self, key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> bool:
-        dropped, weight = NOTHING_DROPPED, self._kept.weigh(entry.value)
+        self._ask(key)
+        dropped, weight = NOTHING_DROPPED, self.kept.weigh(entry.value)
         with self._shared.lock:
             self._release(key, begun.lease, failed=False)
             now = map(self._generations.get, (generation_name("k", key), *names))
@@ -223,6 +237,7 @@ class InMemoryBackend:
         return unchanged
 
     def end(self, key: bytes, begun: Begun, failed: bool) -> None:
+        self._ask(key)
         with self._shared.lock:
             name = generation_name("k", key)
             ended = self._release(key, begun.lease, failed=failed)
@@ -233,6 +248,9 @@ class InMemoryBackend:
         return [self._generations.get(name) for name in names]
 
     def revoke(self, names: Sequence[bytes]) -> None:
+        for name in names:
+            if name[:1] == b"k":  # what is revoked with its function or namespace is asked for as well
+                self._ask(name[1:])
         with self._shared.lock:
             for name in names:
                 self._generations.pop(name, None)
@@ -244,7 +262,8 @@ class InMemoryBackend:
         self._watchers.add(watcher)
 
     def replace(self, key: bytes, old: Entry | None, new: Entry, fence: bool) -> bool:
-        weight = self._kept.weigh(new.value)
+        self._ask(key)
+        weight = self.kept.weigh(new.value)
         with self._shared.lock:
             cell = self._cells.get(key)
             if (None if cell is None else cell.entry) is not old:
@@ -254,11 +273,12 @@ class InMemoryBackend:
         return True
 
     def discard(self, key: bytes, old: Entry) -> bool:
+        self._ask(key)
         with self._shared.lock:
             cell = self._cells.get(key)
             if cell is None or cell.entry is not old:
                 return False
-            self._kept.pop(key)
+            self.kept.pop(key)
         cell.kill()
         return True
 
@@ -285,7 +305,7 @@ class InMemoryBackend:
         return True
 
     def subscribe(self, evicted: Callable[[bytes], None]) -> None:
-        self._kept.listeners.append(evicted)
+        self.kept.listeners.append(evicted)
 
     def close(self) -> None:
         """Nothing to release; the entries stay until they are dropped."""

@@ -1,0 +1,332 @@
+"""The short way of a miss in memory: from raw arguments to a cell, without a key, as long as nobody asks by key.
+
+A call in memory whose arguments are plain needs its key for nothing but others: control methods, the direct API, listings.  As
+long as none of these has been used for a function, its cells are *bare*: they lie in the function's front alone, by the raw
+arguments, and the backend knows them only as what has to leave when it is full.  A load takes no lease, no generations and no
+place on the board of flights.  That spares nine tenths of a miss.
+
+The first question by key (anything the backend is asked about a key of the function, but how many there are) *closes* the
+short way, for good: every bare cell gets its key and its entry, in place, and the question goes on.  Loads under way get their
+place on the board, so that callers by the long way join them, and are not stored: the question may have been an invalidation.
+So there is nothing that both ways could see differently, and closing costs no more than the keys would have cost.
+
+*Who waits.*  The flight of a bare load is on `loading`, by the raw arguments, and in `LEADING`, so rings are found as ever.
+Its future is made by the first who waits for it.  `loading.setdefault` decides who leads; a leader looks at the front once
+more, since the one before may have landed after its first look.
+
+*Order.*  A leader enters itself in `loading` first and looks whether the way is open second; `close` says that it is closed
+first and reads `loading` second: one of them sees the other.  What lands is stored under the store's lock and only while the
+way is open, and `close` closes it under that lock: a cell is stored before, and gets its key, or not at all.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from functools import partial
+from math import inf
+from threading import Lock, get_ident
+from typing import TYPE_CHECKING, Any, cast
+
+from codomyrmex_cache._cold import ColdCall, Finished
+from codomyrmex_cache._drive import wait
+from codomyrmex_cache._effects import Patience
+from codomyrmex_cache._entries import pack
+from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._flight import LEADING, Abandoned, Failed, Flight, Landed, Outcome, Phase
+from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache._isolation import is_awaitable, is_stream, isolated
+from codomyrmex_cache._raising import own_copy
+from codomyrmex_cache.backends._cells import BareCell, Cell
+from codomyrmex_cache.backends.in_memory import InMemoryBackend
+from codomyrmex_cache.errors import CacheCodecError
+from codomyrmex_cache.keys import Key
+
+if TYPE_CHECKING:
+    from codomyrmex_cache._memo import Memo
+
+__all__ = ["Bare", "bare_of"]
+
+_PLAIN = frozenset({str, int, float, bool, type(None), bytes})
+
+
+class BareFlight(Flight):
+    """A load on the short way; its wrapper calls and tells it like a `Run`.
+
+    What most of them never need is said once, for the class: making one is a third of the cost of a short miss otherwise.
+    """
+
+    key = b""
+    fenced = False
+    phase = Phase.BEGINNING
+    names = ()
+    loop = task = None
+    load: object = True
+    _waiting = 0
+    _made: Future[Outcome] | None = None
+    _inner: ColdCall | None = None
+
+    def __init__(self, bare: Bare, place: Any) -> None:
+        self.thread = get_ident()
+        self._bare, self._place = bare, place
+        self._waits_for: list[Flight] = []
+
+    @property
+    def carrier(self) -> Flight:  # type: ignore[override]
+        """Itself: it is the load of one key."""
+        return self
+
+    @property
+    def _lock(self) -> Lock:  # type: ignore[override]
+        return self._bare.waiting
+
+    @property
+    def future(self) -> Future[Outcome]:  # type: ignore[override]
+        """Made under the store's lock, by who wants to wait."""
+        assert self._made is not None
+        return self._made
+
+    @property
+    def is_orphan(self) -> bool:
+        """As of any flight."""
+        return self.thread == get_ident() and self not in LEADING.get()
+
+    def make_future(self) -> None:
+        """From now on it can be waited for."""
+        if self._made is None:
+            self._made = Future()
+            self._made.set_running_or_notify_cancel()
+
+    def lead(self, now: float) -> BareFlight:
+        """The caller leads it from now on."""
+        self._token = LEADING.set((*LEADING.get(), self))
+        self._began = now
+        return self
+
+    def resume(self, value: Any, error: BaseException | None = None) -> None:
+        """What the function gave or raised, which is raised again."""
+        if self._inner is not None:
+            self._inner.resume(value, error)
+            self.load = self._inner.load
+            return
+        self.load = None
+        LEADING.reset(self._token)
+        if error is not None:
+            self._bare.failed(self, self._place, error, self._began)
+            raise error
+        self.value = value
+        self._inner = self._bare.landed(self, self._place, value, self._began)
+
+    def finish(self) -> Any:
+        """The result of the call."""
+        return self.value if self._inner is None else self._inner.finish()
+
+
+class _Raising:
+    """A call whose load has failed."""
+
+    load = None
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def resume(self, reply: Any, error: BaseException | None = None) -> None:
+        """Never needed."""
+
+    def finish(self) -> Any:
+        """The exception, raised."""
+        raise self._error
+
+
+class Bare:
+    """The short way of one function.
+
+    Args:
+        memo: of the function.
+        backend: of its namespace.
+    """
+
+    def __init__(self, memo: Memo, backend: InMemoryBackend) -> None:
+        self.head = memo.cache.space.stored(memo.keyer.prefix)
+        self.open = True
+        self.loading: dict[Any, BareFlight] = {}
+        self._memo, self._front, self._counters = memo, memo.front, memo.counters
+        self._space, self._backend, self._kept = memo.cache.space, backend, backend.kept
+        self._seconds = inf if memo.rules.ttl is None else cast(float, memo.rules.ttl)
+        self._copy = memo.rules.copy
+        self._clock = self._space.clock
+        self._renew_locks()
+        renew_after_fork(self)
+        self._front.use_clock(self._clock)
+
+    def _renew_locks(self) -> None:
+        self.waiting = Lock()
+        self._closing = Lock()
+
+    # -- calls
+
+    def begin(self, bound: tuple[Any, ...]) -> BareFlight | Finished | _Raising | None:
+        """A load that this caller leads, or the result of another's; `None` to go the long way."""
+        while self.open:
+            place = self._front.place_of(bound)
+            if place is None:
+                return None
+            own = BareFlight(self, place)
+            flight = self.loading.setdefault(place, own)
+            if flight is own:
+                return self._led(own, place)
+            if flight.is_orphan:
+                self._leave(flight, place, Abandoned(RuntimeError("interrupted")))
+                continue
+            found = self._followed(flight, place)
+            if found is not None:
+                return found
+        return None
+
+    def _led(self, own: BareFlight, place: Any) -> BareFlight | Finished | None:
+        now = self._clock()
+        cell = self._front.cell_at(place)
+        if self.open and (cell is None or not now < cell.deadline):
+            return own.lead(now)
+        self._leave(own, place, Abandoned(RuntimeError("not led")))
+        if not self.open or cell is None:
+            return None
+        value, alive = cell.value, self._clock() < cell.deadline  # in this order: see Cell
+        if not alive:
+            return None
+        cell.hits += 1
+        return Finished(value if cell.shared else isolated(value))
+
+    def _followed(self, flight: BareFlight, place: Any) -> Finished | _Raising | None:
+        """What the load of another caller came to; `None` to start over."""
+        with self._kept.lock:
+            if self.loading.get(place) is not flight:
+                return None
+            flight.make_future()
+        try:
+            flight.enter()
+            if flight.waits_for_itself(blocking=True):
+                self.close()  # the long way knows what to do
+                return None
+            outcome = wait(flight, Patience(None))
+        finally:
+            flight.leave()
+        if isinstance(outcome, Failed):
+            self._counters.add("coalesced")
+            return _Raising(own_copy(outcome.error))
+        if not isinstance(outcome, Landed) or outcome.packed is None:
+            return None
+        try:
+            value = outcome.packed.value if outcome.packed.shared or not self._copy else isolated(outcome.packed.value)
+        except CacheCodecError:
+            return None
+        self._counters.add("coalesced")
+        return Finished(value)
+
+    def failed(self, flight: BareFlight, place: Any, error: BaseException, began: float) -> None:
+        """The function raised."""
+        self._counters.load(self._clock() - began, failed=True)
+        self._counters.add("misses")
+        self._leave(flight, place, Failed(error) if isinstance(error, Exception) else Abandoned(error))
+
+    def landed(self, flight: BareFlight, place: Any, value: Any, began: float) -> ColdCall | None:
+        """Keep the result, if that may be; a call that goes on with it the long way, if it is no plain one."""
+        now = self._clock()
+        if type(value) in _PLAIN:
+            packed, shared = value, True
+        else:
+            if is_awaitable(value) or is_stream(value):
+                return self._of_another_kind(flight, place, value)
+            entry = pack(self._space, Key(self._memo.keyer.prefix, b""), Entry(value), self._counters, copy=self._copy)
+            if entry is None:
+                self._counters.load(now - began)
+                self._counters.add("misses")
+                self._leave(flight, place, Landed(Entry(value), None))
+                return None
+            packed, shared = entry.value, entry.shared
+        cell = BareCell(place[1], packed, now, now + self._seconds, now - began, shared, self)
+        with self._kept.lock:
+            if self.loading.get(place) is flight:
+                del self.loading[place]
+            stored = self.open and not flight.fenced
+            dropped = self._kept.put_bare(cell, self._front.put(place, cell)) if stored else None
+        if dropped is not None:
+            dropped.bury()
+        self._counters.loaded(now - began, cell if stored else None)
+        if flight._made is not None:
+            self._space.flights.end(flight, Landed(Entry(value), Entry(packed, shared=shared)))
+        return None
+
+    def _of_another_kind(self, flight: BareFlight, place: Any, value: Any) -> ColdCall:
+        self.close()
+        self._leave(flight, place, Abandoned(RuntimeError("no plain result")))
+        memo, bound = self._memo, self._front.bound_at(place)
+        call = ColdCall(memo, bound, memo._request(memo.keyer.key(bound), partial(memo._call, bound), bound))
+        if call.load is not None:
+            call.resume(value)
+        return call
+
+    def _leave(self, flight: BareFlight, place: Any, outcome: Outcome) -> None:
+        with self._kept.lock:
+            if self.loading.get(place) is flight:
+                del self.loading[place]
+        if flight._made is not None:
+            self._space.flights.end(flight, outcome)
+
+    def cells(self) -> list[Cell]:
+        """Those without a key."""
+        return [cell for _, cell in self._front.bare_cells(self)]
+
+    # -- the end of it
+
+    def close(self) -> None:
+        """Give every cell its key; from now on calls go the long way."""
+        with self._closing:
+            if not self.open:
+                return
+            with self._kept.lock:
+                self.open = False
+                under_way = list(self.loading.items())
+                for _, flight in under_way:
+                    flight.fenced = True
+                    flight.make_future()
+                cells = self._front.bare_cells(self)
+            for place, flight in under_way:
+                stored = self._space.stored(self._memo.keyer.key(self._front.bound_at(place)).text)
+                with self._kept.lock:
+                    if self.loading.get(place) is flight:  # else it has ended, and nobody would take it off the board
+                        flight.key = stored
+                        self._space.flights.publish(flight)
+            for place, cell in cells:
+                self._name(self._front.bound_at(place), cell)
+            self._kept.bare.discard(self)
+
+    def _name(self, bound: tuple[Any, ...], cell: BareCell) -> None:
+        key, parts = self._memo.keyer.key(bound), self._memo._parts(bound)
+        with self._kept.lock:
+            known = self._kept.name(cell, self._space.stored(key.text), key.digest, parts)
+        if not known:
+            cell.kill()
+
+    def after_fork(self) -> None:
+        """The loads under way are the parent's."""
+        self.loading = {}
+        self._renew_locks()
+
+
+def bare_of(memo: Memo) -> Bare | None:
+    """The short way of a function's misses, if it has one: in memory, with nothing to be asked about a result or a hit."""
+    space, rules = memo.cache.space, memo.rules
+    backend = space.backend
+    if type(backend) is not InMemoryBackend or backend.kept.weighs or not memo.front.by_arguments:
+        return None
+    if rules.early or rules.touch or rules.stale or rules.errors or rules.jitter or rules.store_if or callable(rules.ttl):
+        return None
+    if rules.ttl == 0 or rules.wait is not None or not rules.share_streams:
+        return None
+    kept, head = backend.kept, space.stored(memo.keyer.prefix)
+    kept.close_bare(head)  # another function of this name, or the same one decorated again
+    if any(key.startswith(head) for key in list(kept.by_key)):
+        return None
+    bare = Bare(memo, backend)
+    kept.bare.add(bare)
+    return bare

@@ -1,0 +1,615 @@
+"""The short way of misses in memory: nobody can tell it from the long one, whoever asks what and when."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from codomyrmex_cache import MISSING, CacheManager, cached
+from codomyrmex_cache._bare import Bare, BareFlight
+from codomyrmex_cache._front import Front
+from codomyrmex_cache.testing import FakeClock
+
+VERSIONS: dict[Any, int] = {}
+RUNS: list[Any] = []
+HOOKS: list[Callable[[Any], object]] = []
+"""Globals, since a function that closes over something has a key that is made anew for each call, and no short way."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    VERSIONS.clear()
+    RUNS.clear()
+    HOOKS.clear()
+
+
+@pytest.fixture
+def manager() -> Iterator[CacheManager]:
+    manager = CacheManager()
+    yield manager
+    manager.close()
+
+
+def value_of(x: Any) -> tuple[Any, int]:
+    RUNS.append(x)
+    found = x, VERSIONS.get(x, 0)
+    for hook in list(HOOKS):
+        hook(x)
+    return found
+
+
+def bare_of(function: Any) -> Bare | None:
+    return function.stats.__self__.bare  # type: ignore[no-any-return]
+
+
+def made(manager: CacheManager, **options: Any) -> Any:
+    """The function under test, with a short way."""
+    function = cached("x", manager=manager, **options)(value_of)
+    assert bare_of(function) is not None
+    return function
+
+
+# -- what it is for
+
+
+def test_calls_alone_need_no_key(manager: CacheManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = made(manager, ttl=60)
+    monkeypatch.setattr("codomyrmex_cache.keys.Keyer.key", None)
+    for _ in range(3):
+        assert [function(x) for x in (1, True, 1.5, "a", None)] == [(1, 0), (True, 0), (1.5, 0), ("a", 0), (None, 0)]
+    stats = function.stats()
+    assert (stats.hits, stats.misses, stats.loads, stats.sets, stats.size) == (10, 5, 5, 5, 5)
+    assert manager.stats("x").size == 5
+    assert stats.seconds_saved > 0.0
+
+
+QUESTIONS: dict[str, Callable[[Any], object]] = {
+    "peek": lambda f: f.peek(1) == (1, 0),
+    "contains": lambda f: f.contains(1) and not f.contains(9),
+    "entry": lambda f: f.entry(1).value == (1, 0) and f.entry(1).ttl == 60.0 and f.entry(9) is None,
+    "explain": lambda f: f.explain(1).outcome == "hit" and f.explain(9).outcome == "miss",
+    "keys": lambda f: sorted(f.cache.keys()) == sorted(f.key(x) for x in (1, 2, "a")),
+    "get": lambda f: f.cache.get(f.key(1)) == (1, 0),
+    "has": lambda f: f.cache.has(f.key(1)) and f.key(9) not in f.cache,
+    "get_many": lambda f: f.cache.get_many([f.key(2), f.key(9)]) == {f.key(2): (2, 0)},
+    "touch": lambda f: f.cache.touch(f.key(1), ttl=60),
+    "limit_memory": lambda f: f.stats().size == 3,
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_whoever_asks_finds_everything(manager: CacheManager, name: str) -> None:
+    function = made(manager, ttl=60)
+    for x in (1, 2, "a"):
+        function(x)
+    if name == "limit_memory":
+        manager.limit_memory(10**9)
+    assert QUESTIONS[name](function)
+    assert [function(x) for x in (1, 2, "a")] == [(1, 0), (2, 0), ("a", 0)]
+    assert (RUNS, function.stats().hits) == ([1, 2, "a"], 3)
+    assert function(3) == (3, 0)
+    assert function.peek(3) == (3, 0)
+
+
+def test_what_is_known_of_an_entry_is_what_the_long_way_would_say(manager: CacheManager) -> None:
+    times = []
+    for version, way in enumerate(("short", "long")):
+        function = cached("x", ttl=60, manager=manager, version=version)(value_of)
+        if way == "long":
+            assert function.peek(1) is MISSING
+        function(1)
+        entry = function.entry(1)
+        assert entry is not None
+        times.append((entry.ttl, entry.value, entry.shared, entry.tags, len(entry.digest), [name for name, _ in entry.parts]))
+        assert abs(entry.created - time.time()) < 5
+    assert times[0] == times[1]
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "invalidate": lambda f: f.invalidate(1),
+    "clear": lambda f: f.clear(),
+    "refresh": lambda f: f.refresh(1),
+    "seed": lambda f: f.seed((1, 1), 1),
+    "delete": lambda f: f.cache.delete(f.key(1)),
+    "delete_many": lambda f: f.cache.delete_many([f.key(1)]),
+    "set": lambda f: f.cache.set(f.key(1), (1, 1)),
+    "clear all": lambda f: f.cache.clear(),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_whatever_changes_an_entry_is_heeded(manager: CacheManager, name: str) -> None:
+    function = made(manager)
+    assert [function(1), function(1)] == [(1, 0), (1, 0)]
+    VERSIONS[1] = 1
+    CHANGES[name](function)
+    assert [function(1), function(1)] == [(1, 1), (1, 1)]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_whatever_changes_an_entry_during_its_load_wins(manager: CacheManager, name: str) -> None:
+    """From another thread, as from within the load `refresh` would load inside of it."""
+    function = made(manager)
+    HOOKS.append(lambda x: (HOOKS.clear(), VERSIONS.update({1: 1}), in_a_thread(lambda: CHANGES[name](function))))
+    assert function(1) == (1, 0)
+    assert [function(1), function(1)] == [(1, 1), (1, 1)]
+
+
+def in_a_thread(act: Callable[[], object]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(act).result(30)
+
+
+# -- with a model
+
+
+class Machine(RuleBasedStateMachine):
+    """Calls, control methods, the direct API, a second decoration and time, in any order: always the current version, and a hit
+    where the model knows an entry and nothing had to make room."""
+
+    @initialize(ttl=st.sampled_from([None, 10]), bound=st.sampled_from([3, 100]))
+    def begin(self, ttl: float | None, bound: int) -> None:
+        self.clock = FakeClock()
+        self.manager = CacheManager(clock=self.clock)
+        self.ttl, self.bound = ttl, bound
+        self.function = cached("x", ttl, manager=self.manager, max_entries=bound)(value_of)
+        self.stored: dict[int, tuple[int, float]] = {}
+        VERSIONS.clear()
+
+    def teardown(self) -> None:
+        VERSIONS.clear()
+        RUNS.clear()
+
+    def alive(self, x: int) -> bool:
+        return x in self.stored and (self.ttl is None or self.clock() < self.stored[x][1] + self.ttl)
+
+    @rule(x=st.integers(0, 6), times=st.integers(1, 3))
+    def call(self, x: int, times: int) -> None:
+        for _ in range(times):
+            RUNS.clear()
+            assert self.function(x) == (x, VERSIONS.get(x, 0))
+            if self.bound == 100:
+                assert bool(RUNS) is not self.alive(x)
+            if RUNS:
+                self.stored[x] = VERSIONS.get(x, 0), self.clock()
+
+    @rule(x=st.integers(0, 6), how=st.sampled_from(["invalidate", "delete", "clear", "refresh", "seed"]))
+    def change(self, x: int, how: str) -> None:
+        VERSIONS[x] = VERSIONS.get(x, 0) + 1
+        if how == "clear":
+            self.function.clear()
+            self.stored.clear()
+        elif how in ("refresh", "seed"):
+            self.function.refresh(x) if how == "refresh" else self.function.seed((x, VERSIONS[x]), x)
+            self.stored[x] = VERSIONS[x], self.clock()
+        else:
+            self.function.invalidate(x) if how == "invalidate" else self.function.cache.delete(self.function.key(x))
+            self.stored.pop(x, None)
+
+    @rule(x=st.integers(0, 6))
+    def ask(self, x: int) -> None:
+        found = self.function.peek(x)
+        assert found in (MISSING, (x, VERSIONS.get(x, 0)))
+        if self.bound == 100:
+            assert (found is not MISSING) is self.alive(x)
+
+    @rule()
+    def decorate_again(self) -> None:
+        self.function = cached("x", self.ttl, manager=self.manager)(value_of)
+
+    @rule(seconds=st.sampled_from([1, 9, 11]))
+    def pass_time(self, seconds: int) -> None:
+        self.clock.advance(seconds)
+
+    @rule(bytes_=st.sampled_from([None, 10**9]))
+    def limit(self, bytes_: int | None) -> None:
+        self.manager.limit_memory(bytes_)
+
+    @invariant()
+    def counts(self) -> None:
+        if hasattr(self, "function"):
+            stats = self.function.stats()
+            assert stats.size is not None
+            assert stats.size <= self.bound
+            if self.bound == 100:
+                assert stats.size <= len(self.stored)
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=300, stateful_step_count=25, deadline=None)
+
+
+# -- threads
+
+
+def test_one_run_for_all_who_call_at_once(manager: CacheManager) -> None:
+    function = made(manager)
+    everybody = threading.Barrier(40)
+
+    def call(_: int) -> Any:
+        everybody.wait()
+        return function(1)
+
+    HOOKS.append(lambda x: time.sleep(0.05))  # so that all have come, or it would be a matter of luck who is first
+    with ThreadPoolExecutor(40) as pool:
+        assert list(pool.map(call, range(40))) == [(1, 0)] * 40
+    stats = function.stats()
+    assert (RUNS, stats.misses, stats.hits + stats.coalesced) == ([1], 1, 39)
+    assert bare_of(function).open  # type: ignore[union-attr]
+
+
+def test_an_exception_goes_to_all_who_wait_and_is_not_kept(manager: CacheManager) -> None:
+    function = made(manager)
+    everybody = threading.Barrier(10)
+
+    def fail(x: Any) -> None:
+        time.sleep(0.05)
+        raise ValueError(x)
+
+    def call(_: int) -> str:
+        everybody.wait()
+        with pytest.raises(ValueError, match="1") as raised:
+            function(1)
+        return str(raised.value)
+
+    HOOKS.append(fail)
+    with ThreadPoolExecutor(10) as pool:
+        assert list(pool.map(call, range(10))) == ["1"] * 10
+    stats = function.stats()
+    assert (RUNS, stats.misses, stats.coalesced, stats.load_errors) == ([1], 1, 9, 1)
+    HOOKS.clear()
+    assert [function(1), function(1)] == [(1, 0), (1, 0)]
+    assert RUNS == [1, 1]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_an_interruption_is_the_leaders_alone(manager: CacheManager, kind: type[BaseException]) -> None:
+    function = made(manager)
+    came, answers = threading.Event(), []
+
+    def interrupt(x: Any) -> None:
+        HOOKS.clear()
+        thread.start()
+        assert came.wait(30)
+        time.sleep(0.05)  # for the thread to come to its waiting; if it has not, it leads, which is right too
+        raise kind
+
+    def follow() -> None:
+        came.set()
+        answers.append(function(1))
+
+    thread = threading.Thread(target=follow)
+    HOOKS.append(interrupt)
+    with pytest.raises(kind):
+        function(1)
+    thread.join(30)
+    assert answers == [(1, 0)]
+    assert function(1) == (1, 0)
+    assert RUNS == [1, 1]
+
+
+def test_no_thread_is_given_what_an_invalidation_has_ended(manager: CacheManager) -> None:
+    """While the short way is open, when it closes, and after it."""
+    for round_ in range(60):
+        function = cached("x", manager=manager, version=round_)(value_of)
+        known, ended, problems = [0], threading.Event(), []
+
+        def read(
+            function: Any = function, known: list[int] = known, ended: Any = ended, problems: list[Any] = problems
+        ) -> None:
+            while not ended.is_set():
+                least = known[0]
+                if (got := function(1)[1]) < least:
+                    problems.append((got, least))
+
+        VERSIONS[1] = 0
+        threads = [threading.Thread(target=read) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for version in range(1, 8):
+            VERSIONS[1] = version
+            (function.clear if version % 3 == 0 else lambda f=function: f.invalidate(1))()
+            known[0] = version
+        ended.set()
+        for thread in threads:
+            thread.join(30)
+        assert problems == []
+        assert function(1) == (1, 7)
+        RUNS.clear()
+
+
+@pytest.mark.parametrize(
+    "act", [lambda f: f.peek(9), lambda f: f.cache.keys(), lambda f: f.contains(1)], ids=["peek", "keys", "contains"]
+)
+def test_a_load_under_way_is_joined_by_who_comes_the_long_way(manager: CacheManager, act: Callable[[Any], object]) -> None:
+    function = made(manager)
+    running, go_on = threading.Event(), threading.Event()
+    HOOKS.append(lambda x: (running.set(), go_on.wait(30)))
+    with ThreadPoolExecutor(5) as pool:
+        first = pool.submit(function, 1)
+        assert running.wait(30)
+        follower = pool.submit(function, 1)
+        act(function)
+        assert not bare_of(function).open  # type: ignore[union-attr]
+        others = [pool.submit(function, 1) for _ in range(2)]
+        deadline = time.monotonic() + 30
+        flights = manager.get_cache("x").space.flights
+        while sum(flight._waiting for flight in flights._flights.values()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.001)  # polling until those who come the long way wait
+        HOOKS.clear()
+        go_on.set()
+        assert [each.result(30) for each in (first, follower, *others)] == [(1, 0)] * 4
+    assert RUNS.count(1) <= 2  # one that began before somebody asked is not stored, so the follower may have started over
+    assert flights._flights == {}
+    assert [function(1), function(1)] == [(1, 0), (1, 0)]
+    assert len(RUNS) <= 3
+
+
+def test_rings_over_threads_compute_instead_of_waiting(manager: CacheManager) -> None:
+    function = made(manager)
+    both = threading.Barrier(2)
+
+    def cross(x: Any) -> None:
+        if len(RUNS) <= 2:
+            both.wait(30)
+            assert function(3 - x) == (3 - x, 0)
+
+    HOOKS.append(cross)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(function, (1, 2), timeout=30)) == [(1, 0), (2, 0)]
+
+
+def test_a_function_that_calls_itself_with_the_same_arguments_computes(manager: CacheManager) -> None:
+    function = made(manager)
+    HOOKS.append(lambda x: len(RUNS) < 3 and function(x))
+    assert function(1) == (1, 0)
+    assert len(RUNS) <= 3
+    HOOKS.clear()
+    assert function(1) == (1, 0)
+
+
+def fib(n: int) -> int:
+    return n if n < 2 else FUNCTIONS[0](n - 1) + FUNCTIONS[0](n - 2)
+
+
+FUNCTIONS: list[Any] = []
+
+
+def test_deep_recursion_takes_two_frames_a_level(manager: CacheManager) -> None:
+    FUNCTIONS[:] = [cached("x", manager=manager, max_entries=50)(fib)]
+    assert bare_of(FUNCTIONS[0]) is not None
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    try:
+        assert FUNCTIONS[0](400) == 176023680645013966468226945392411250770384383304492191886725992896575345044216019675
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+# -- what results there are
+
+
+class Stubborn:
+    def __deepcopy__(self, memo: object) -> Any:
+        raise TypeError
+
+
+def result_of(kind: str) -> Any:
+    RUNS.append(kind)
+    return {
+        "list": lambda: [kind],
+        "generator": lambda: iter_of(kind),
+        "coroutine": lambda: coroutine_of(kind),
+        "unstorable": Stubborn,
+        "none": lambda: None,
+        "file": lambda: open(os.devnull),
+    }[kind]()
+
+
+def iter_of(kind: str) -> Iterator[str]:
+    yield kind
+    yield kind
+
+
+async def coroutine_of(kind: str) -> str:
+    return kind
+
+
+def test_results_of_every_kind_are_treated_as_ever(manager: CacheManager) -> None:
+    import asyncio
+
+    function = cached("kinds", manager=manager)(result_of)
+    first = function("list")
+    first.append("changed")
+    assert function("list") == ["list"]
+    assert function("none") is None
+    assert function("none") is None
+    assert type(function("unstorable")) is Stubborn
+    assert type(function("unstorable")) is Stubborn
+    assert RUNS == ["list", "none", "unstorable", "unstorable"]
+    assert function.stats().errors["unstorable"] == 2
+    assert bare_of(function).open  # type: ignore[union-attr]
+    RUNS.clear()
+    assert list(function("generator")) == ["generator"] * 2
+    assert list(function("generator")) == ["generator"] * 2
+    assert asyncio.run(awaited(function)) == ["coroutine"] * 2
+    with function("file") as file:
+        assert file.read() == ""
+    assert function("list") == ["list"]
+    assert RUNS == ["generator", "coroutine", "file"] or RUNS == ["generator", "coroutine", "coroutine", "file"]
+    stats = function.stats()
+    assert stats.hits + stats.misses + stats.coalesced + stats.bypasses == stats.calls
+
+
+async def awaited(function: Any) -> list[str]:
+    return [await function("coroutine"), await function("coroutine")]
+
+
+def test_without_copies_the_stored_object_is_handed_out(manager: CacheManager) -> None:
+    function = cached("kinds", manager=manager, copy=False)(result_of)
+    first = function("list")
+    assert function("list") is first
+    function.peek("list")
+    assert function("list") is first
+
+
+# -- bounds, time, forks, interruptions
+
+
+def test_the_bound_of_entries_holds_for_functions_and_direct_keys_together(manager: CacheManager) -> None:
+    cache = manager.get_cache("x", max_entries=10)
+    function, other = made(manager), cached("x", manager=manager, name="other", version=1)(value_of)
+    for x in range(100):
+        function(x)
+        other(x)
+        cache.set(str(x), x)
+        assert len(cache) <= 10
+    assert manager.stats("x").evictions >= 280
+    assert function.stats().evictions > 0
+    assert sorted(cache.keys()) != []
+    assert len(cache) <= 10
+
+
+def test_what_has_expired_is_loaded_again_and_swept() -> None:
+    clock = FakeClock()
+    manager = CacheManager(clock=clock)
+    function = made(manager, ttl=10, max_entries=5)
+    for x in range(5):
+        function(x)
+    clock.advance(11)
+    VERSIONS[0] = 1
+    assert function(0) == (0, 1)
+    assert function.stats().size <= 5
+    for x in range(10, 14):
+        function(x)
+    assert function.stats().evictions == 0
+    assert function.stats().size == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_amid_a_load_goes_on_by_itself(manager: CacheManager) -> None:
+    function = made(manager)
+    running, go_on = threading.Event(), threading.Event()
+    HOOKS.append(lambda x: (running.set(), go_on.wait(30)))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(function, 1)
+        assert running.wait(30)
+        child = os.fork()
+        if not child:
+            HOOKS.clear()
+            os._exit(0 if [function(1), function(1), function.peek(1)] == [(1, 0)] * 3 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        go_on.set()
+        assert first.result(30) == (1, 0)
+
+
+def test_an_interruption_before_the_function_runs_leaves_nobody_waiting(
+    manager: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = made(manager)
+
+    def interrupted(flight: BareFlight, now: float) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BareFlight, "lead", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            function(1)
+    assert [function(1), function(1)] == [(1, 0), (1, 0)]
+
+
+# -- the steps between which something may come
+
+
+def test_a_leader_that_comes_just_after_another_has_landed_finds_the_result(
+    manager: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = made(manager)
+
+    def late(front: Front, bound: Any) -> Any:
+        monkeypatch.setattr(Front, "place_of", place_of)
+        in_a_thread(lambda: function(1))
+        return place_of(front, bound)
+
+    place_of = Front.place_of
+    monkeypatch.setattr(Front, "place_of", late)
+    assert function(1) == (1, 0)
+    assert (RUNS, function.stats().hits, function.stats().misses) == ([1], 1, 1)
+
+
+def test_a_way_that_closes_when_a_leader_has_begun(manager: CacheManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = made(manager)
+
+    def late(bare: Bare, own: Any, place: Any) -> Any:
+        in_a_thread(lambda: function.invalidate(1))
+        return led(bare, own, place)
+
+    led = Bare._led
+    monkeypatch.setattr(Bare, "_led", late)
+    assert function(1) == (1, 0)
+    monkeypatch.undo()
+    VERSIONS[1] = 1
+    function.invalidate(1)
+    assert [function(1), function(1)] == [(1, 1), (1, 1)]
+    assert manager.get_cache("x").space.flights._flights == {}
+
+
+def test_a_flight_that_lands_while_the_way_is_closing(manager: CacheManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = made(manager)
+    go_on, closing = threading.Event(), threading.Event()
+
+    def bound_at(front: Front, place: Any) -> Any:
+        monkeypatch.setattr(Front, "bound_at", original)
+        closing.set()
+        go_on.set()
+        first.result(30)  # it lands between the closing and the publishing
+        return original(front, place)
+
+    original = Front.bound_at
+    HOOKS.append(lambda x: go_on.wait(30))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(function, 1)
+        while not RUNS:
+            time.sleep(0.001)  # polling until the load runs
+        monkeypatch.setattr(Front, "bound_at", bound_at)
+        function.invalidate(1)
+    assert closing.is_set()
+    assert manager.get_cache("x").space.flights._flights == {}
+    HOOKS.clear()
+    VERSIONS[1] = 1
+    assert [function(1), function(1)] == [(1, 1), (1, 1)]
+
+
+def test_questions_wait_until_every_cell_has_its_key(manager: CacheManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = made(manager)
+    for x in range(50):
+        function(x)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(bare: Bare, bound: Any, cell: Any) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        name(bare, bound, cell)
+
+    name = Bare._name
+    monkeypatch.setattr(Bare, "_name", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(function.invalidate, 1)
+        assert begun.wait(30)
+        second = pool.submit(function.contains, 49)
+        assert function(3) == (3, 0)  # a hot hit asks nobody
+        go_on.set()
+        assert (first.result(30), second.result(30)) == (True, True)
+    VERSIONS[1] = 1
+    assert function(1) == (1, 1)
+    assert len(function.cache) == 50
