@@ -6,9 +6,9 @@ arguments, and the backend knows them only as what has to leave when it is full.
 place on the board of flights.  That spares nine tenths of a miss.
 
 The first question by key (anything the backend is asked about a key of the function, but how many there are) *closes* the
-short way, for good: every bare cell gets its key and its entry, in place, and the question goes on.  Loads under way get their
-place on the board, so that callers by the long way join them, and are not stored: the question may have been an invalidation.
-So there is nothing that both ways could see differently, and closing costs no more than the keys would have cost.
+short way, for good: every bare cell gets its key and its entry, in place, and the question goes on.  Loads under way are not
+stored, and who comes the long way does not join them: the question may have been an invalidation.  So there is nothing that
+both ways could see differently, and closing costs no more than the keys would have cost.
 
 *Who waits.*  The flight of a bare load is on `loading`, by the raw arguments, and in `LEADING`, so rings are found as ever.
 Its future is made by the first who waits for it.  `loading.setdefault` decides who leads; a leader looks at the front once
@@ -96,6 +96,11 @@ class BareFlight(Flight):
             self._made = Future()
             self._made.set_running_or_notify_cancel()
 
+    def tell(self, outcome: Outcome) -> None:
+        """Those who wait; only the first outcome counts."""
+        if self._made is not None and not self._made.done():
+            self._made.set_result(outcome)
+
     def lead(self, now: float) -> BareFlight:
         """The caller leads it from now on."""
         self._token = LEADING.set((*LEADING.get(), self))
@@ -114,7 +119,11 @@ class BareFlight(Flight):
             self._bare.failed(self, self._place, error, self._began)
             raise error
         self.value = value
-        self._inner = self._bare.landed(self, self._place, value, self._began)
+        try:
+            self._inner = self._bare.landed(self, self._place, value, self._began)
+        except BaseException as problem:  # interrupted: whoever waits starts over
+            self._bare.leave(self, self._place, Abandoned(problem))
+            raise
 
     def finish(self) -> Any:
         """The result of the call."""
@@ -150,7 +159,7 @@ class Bare:
         self.open = True
         self.loading: dict[Any, BareFlight] = {}
         self._memo, self._front, self._counters = memo, memo.front, memo.counters
-        self._space, self._backend, self._kept = memo.cache.space, backend, backend.kept
+        self._space, self._kept, self._budget = memo.cache.space, backend.kept, backend.kept.budget
         self._seconds = inf if memo.rules.ttl is None else cast(float, memo.rules.ttl)
         self._copy = memo.rules.copy
         self._clock = self._space.clock
@@ -166,39 +175,55 @@ class Bare:
 
     def begin(self, bound: tuple[Any, ...]) -> BareFlight | Finished | _Raising | None:
         """A load that this caller leads, or the result of another's; `None` to go the long way."""
+        place_of, loading = self._front.place_of, self.loading
         while self.open:
-            place = self._front.place_of(bound)
+            place = place_of(bound)
             if place is None:
                 return None
             own = BareFlight(self, place)
-            flight = self.loading.setdefault(place, own)
+            flight = loading.setdefault(place, own)
             if flight is own:
-                return self._led(own, place)
+                cells = self._front.cells.get(place[0])
+                cell = None if cells is None else cells.get(place[1])
+                if cell is None and self.open:
+                    return own.lead(self._clock())
+                return self._led(own, place, cell)
             if flight.is_orphan:
-                self._leave(flight, place, Abandoned(RuntimeError("interrupted")))
+                self.leave(flight, place, Abandoned(RuntimeError("interrupted")))
                 continue
             found = self._followed(flight, place)
             if found is not None:
                 return found
         return None
 
-    def _led(self, own: BareFlight, place: Any) -> BareFlight | Finished | None:
+    def _led(self, own: BareFlight, place: Any, cell: Cell | None) -> BareFlight | Finished | None:
+        """The same for one who leads where a cell lies already, or as the way closes."""
         now = self._clock()
-        cell = self._front.cell_at(place)
         if self.open and (cell is None or not now < cell.deadline):
+            if cell is not None and cell.entry is not None:
+                self._counters.add("expirations")
             return own.lead(now)
-        self._leave(own, place, Abandoned(RuntimeError("not led")))
+        self.leave(own, place, Abandoned(RuntimeError("not led")))
         if not self.open or cell is None:
             return None
         value, alive = cell.value, self._clock() < cell.deadline  # in this order: see Cell
-        if not alive:
+        return self._copied(value, cell.shared, cell) if alive else None
+
+    def _copied(self, value: Any, shared: bool, cell: Cell | None) -> Finished | None:
+        """A caller's own copy, counted; `None` if it cannot be copied now."""
+        try:
+            value = value if shared or not self._copy else isolated(value)
+        except CacheCodecError:
             return None
-        cell.hits += 1
-        return Finished(value if cell.shared else isolated(value))
+        if cell is None:
+            self._counters.add("coalesced")
+        else:
+            cell.hits += 1
+        return Finished(value)
 
     def _followed(self, flight: BareFlight, place: Any) -> Finished | _Raising | None:
         """What the load of another caller came to; `None` to start over."""
-        with self._kept.lock:
+        with self._budget.lock:
             if self.loading.get(place) is not flight:
                 return None
             flight.make_future()
@@ -213,20 +238,18 @@ class Bare:
         if isinstance(outcome, Failed):
             self._counters.add("coalesced")
             return _Raising(own_copy(outcome.error))
-        if not isinstance(outcome, Landed) or outcome.packed is None:
+        if not isinstance(outcome, Landed):
             return None
-        try:
-            value = outcome.packed.value if outcome.packed.shared or not self._copy else isolated(outcome.packed.value)
-        except CacheCodecError:
+        if outcome.packed is None:  # cannot be shared, so each runs the function, which the long way does side by side
+            self.close()
             return None
-        self._counters.add("coalesced")
-        return Finished(value)
+        return self._copied(outcome.packed.value, outcome.packed.shared, None)
 
     def failed(self, flight: BareFlight, place: Any, error: BaseException, began: float) -> None:
         """The function raised."""
         self._counters.load(self._clock() - began, failed=True)
         self._counters.add("misses")
-        self._leave(flight, place, Failed(error) if isinstance(error, Exception) else Abandoned(error))
+        self.leave(flight, place, Failed(error) if isinstance(error, Exception) else Abandoned(error))
 
     def landed(self, flight: BareFlight, place: Any, value: Any, began: float) -> ColdCall | None:
         """Keep the result, if that may be; a call that goes on with it the long way, if it is no plain one."""
@@ -240,37 +263,37 @@ class Bare:
             if entry is None:
                 self._counters.load(now - began)
                 self._counters.add("misses")
-                self._leave(flight, place, Landed(Entry(value), None))
+                self.leave(flight, place, Landed(Entry(value), None))
                 return None
             packed, shared = entry.value, entry.shared
         cell = BareCell(place[1], packed, now, now + self._seconds, now - began, shared, self)
-        with self._kept.lock:
+        with self._budget.lock:
             if self.loading.get(place) is flight:
                 del self.loading[place]
-            stored = self.open and not flight.fenced
+            stored = self.open
             dropped = self._kept.put_bare(cell, self._front.put(place, cell)) if stored else None
         if dropped is not None:
             dropped.bury()
         self._counters.loaded(now - began, cell if stored else None)
         if flight._made is not None:
-            self._space.flights.end(flight, Landed(Entry(value), Entry(packed, shared=shared)))
+            flight.tell(Landed(Entry(value), Entry(packed, shared=shared)))
         return None
 
     def _of_another_kind(self, flight: BareFlight, place: Any, value: Any) -> ColdCall:
         self.close()
-        self._leave(flight, place, Abandoned(RuntimeError("no plain result")))
+        self.leave(flight, place, Abandoned(RuntimeError("no plain result")))
         memo, bound = self._memo, self._front.bound_at(place)
         call = ColdCall(memo, bound, memo._request(memo.keyer.key(bound), partial(memo._call, bound), bound))
         if call.load is not None:
             call.resume(value)
         return call
 
-    def _leave(self, flight: BareFlight, place: Any, outcome: Outcome) -> None:
-        with self._kept.lock:
+    def leave(self, flight: BareFlight, place: Any, outcome: Outcome) -> None:
+        """The load has ended without a result to keep."""
+        with self._budget.lock:
             if self.loading.get(place) is flight:
                 del self.loading[place]
-        if flight._made is not None:
-            self._space.flights.end(flight, outcome)
+        flight.tell(outcome)
 
     def cells(self) -> list[Cell]:
         """Those without a key."""
@@ -283,26 +306,17 @@ class Bare:
         with self._closing:
             if not self.open:
                 return
-            with self._kept.lock:
+            with self._budget.lock:
                 self.open = False
-                under_way = list(self.loading.items())
-                for _, flight in under_way:
-                    flight.fenced = True
-                    flight.make_future()
+                self.loading.clear()
                 cells = self._front.bare_cells(self)
-            for place, flight in under_way:
-                stored = self._space.stored(self._memo.keyer.key(self._front.bound_at(place)).text)
-                with self._kept.lock:
-                    if self.loading.get(place) is flight:  # else it has ended, and nobody would take it off the board
-                        flight.key = stored
-                        self._space.flights.publish(flight)
             for place, cell in cells:
                 self._name(self._front.bound_at(place), cell)
             self._kept.bare.discard(self)
 
     def _name(self, bound: tuple[Any, ...], cell: BareCell) -> None:
         key, parts = self._memo.keyer.key(bound), self._memo._parts(bound)
-        with self._kept.lock:
+        with self._budget.lock:
             known = self._kept.name(cell, self._space.stored(key.text), key.digest, parts)
         if not known:
             cell.kill()

@@ -233,10 +233,6 @@ class Flights:
         flight.enter()
         return flight
 
-    def publish(self, flight: Flight) -> None:
-        """Let a flight that runs already be joined, unless another one for its key can be."""
-        self._flights.setdefault(flight.key, flight)
-
     def end(self, flight: Flight, outcome: Outcome) -> None:
         """Take the flight off the board and tell everybody who waits; only the first end counts."""
         if flight.future.done():

@@ -48,6 +48,7 @@ _MAX_TEXT = 4096
 """Longer strings are not kept as front keys: they would hold the memory that the bound on entries is there to limit."""
 
 _MAX_BITS = 512
+_SMALL = 1 << 62
 _FIRST_PRUNING = 1024
 
 _MAX_FINGERPRINTS = 16_384
@@ -78,6 +79,7 @@ class Front:
         self._shape, self._keyer = shape, keyer
         self._names = tuple(shape.names[index] for index in keyer.kept)
         self._single = len(self._names) == 1
+        self._first = keyer.kept[0] if keyer.kept else 0
         self._way: Way = "arguments"
         self._wrapper: FunctionType | None = None
         self._sources: Callable[[Way], str] = lambda way: ""
@@ -192,11 +194,10 @@ class Front:
     def place_of(self, bound: tuple[Any, ...]) -> tuple[Any, Any] | None:
         """Where the cell of these arguments lies; `None` if they do not lead there by themselves."""
         if self._single:
-            value = bound[self._keyer.kept[0]]
+            value = bound[self._first]
             kind = type(value)
-            if kind is int or kind is str or kind is float:
-                return (kind, value) if _interchangeable(value) else None
-            return (kind, value) if kind is bool or value is None else None
+            plain = kind is int and -_SMALL < value < _SMALL
+            return (kind, value) if plain or _interchangeable(value) else None
         values = bound if len(bound) == len(self._names) else tuple([bound[index] for index in self._keyer.kept])
         return (tuple(map(type, values)), values) if all(map(_interchangeable, values)) else None
 

@@ -160,18 +160,13 @@ class Cells:
         self._max_entries = inf if max_entries is None else max_entries
         self._max_bytes = inf if max_bytes is None else max_bytes
         self._weigher, self._clock = weigher, clock
-        self._budget = budget
+        self.budget = budget
         self._order: Eviction[Cell] = Eviction()
         self._ends: list[tuple[float, int, Cell]] = []  # a heap; cells that have gone stay in it until they are half of it
         self._written = 0
         with budget.lock:
             budget.members.add(self)
             self.weighs = self._max_bytes < inf or budget.max_bytes < inf
-
-    @property
-    def lock(self) -> Lock:
-        """Of who writes."""
-        return self._budget.lock
 
     @property
     def weight(self) -> int:
@@ -181,7 +176,7 @@ class Cells:
     @property
     def most(self) -> float:
         """Bytes that a single value may have."""
-        return min(self._max_bytes, self._budget.max_bytes)
+        return min(self._max_bytes, self.budget.max_bytes)
 
     def weigh(self, value: object) -> int:
         """The bytes of a value, 1 where nobody counts them.
@@ -198,7 +193,7 @@ class Cells:
 
     def put(self, key: bytes, entry: Entry, weight: int) -> Dropped:
         """Keep the entry instead of what is there; one too heavy for the bounds only ends what is there."""
-        dropped, budget, order = Dropped([], []), self._budget, self._order
+        dropped, budget, order = Dropped([], []), self.budget, self._order
         old, proven = self.by_key.get(key), False
         if old is not None:
             dropped.cells.append(old)
@@ -306,7 +301,7 @@ class Cells:
 
     def weigh_again(self) -> None:
         """Bytes begin to count, or cease to."""
-        self.weighs = self._max_bytes < inf or self._budget.max_bytes < inf
+        self.weighs = self._max_bytes < inf or self.budget.max_bytes < inf
         weights = [(cell, self.weigh(cell.value)) for cell in self.by_key.values()]
         for cell, weight in weights:
             cell.weight = weight

@@ -118,7 +118,7 @@ class Eviction(Generic[R]):
         """
         self.count += 1
         self.weight += cell.weight
-        if proven or self._comes_back(cell.key):
+        if proven or (self._memory and self._comes_back(cell.key)):
             cell.place = _MAIN if proven else _RETURNED
             self._main.append(cell)
         else:
@@ -231,7 +231,7 @@ class Eviction(Generic[R]):
     def _comes_back(self, key: bytes) -> bool:
         """Whether it left probation not long ago."""
         memory, digest = self._memory, hash((key,))
-        found = memory[digest % len(memory)] if memory else 0
+        found = memory[digest % len(memory)]
         if not found or found >> 32 != digest >> 32 & _32_BITS:
             return False
         age = self._departures - (found >> 1) & _31_BITS
