@@ -16,7 +16,7 @@ from codomyrmex_cache.keys import Key
 from codomyrmex_cache.stats import Counters
 
 if TYPE_CHECKING:
-    from codomyrmex_cache._near import Near
+    from codomyrmex_cache._near_cells import NearCells
 
 __all__ = [
     "Found", "answered", "examine", "fetched", "look", "opened", "pack", "prolong", "read", "touched", "unstorable", "write",
@@ -54,7 +54,7 @@ def look(
 
 
 def _looked_near(
-    space: Space, cells: Near, key: Key, counters: Counters, *, copy: bool, strict: bool, near: bool
+    space: Space, cells: NearCells, key: Key, counters: Counters, *, copy: bool, strict: bool, near: bool
 ) -> Flow[Found | None]:
     stored = space.stored(key.text)
     entry = cells.get(stored, key.digest, copy=copy) if near else None

@@ -18,7 +18,7 @@ from codomyrmex_cache.errors import CacheCodecError
 from codomyrmex_cache.stats import Counters
 
 if TYPE_CHECKING:
-    from codomyrmex_cache._near import Near
+    from codomyrmex_cache._near_cells import NearCells
 
 __all__ = ["QuickGet", "QuickSet", "Seen", "quick_ways"]
 
@@ -40,7 +40,7 @@ class Seen(NamedTuple):
 
 def quick_ways(space: Space, counters: Counters) -> tuple[QuickGet, QuickSet] | None:
     """The ways of this namespace, `None` if it has none."""
-    if space.near is not None:
+    if space.looks_first and space.near is not None:
         return _near_getter(space, space.near, counters), _takes_none
     if space.looks_first:
         return _far_getter(space, counters), _takes_none
@@ -105,7 +105,7 @@ def _far_getter(space: Space, counters: Counters) -> QuickGet:
     return get
 
 
-def _near_getter(space: Space, near: Near, counters: Counters) -> QuickGet:
+def _near_getter(space: Space, near: NearCells, counters: Counters) -> QuickGet:
     prefix, cell_of, now = space.prefix, near.cells.get, near.now
 
     def get(key: str, default: Any) -> Any:

@@ -32,7 +32,7 @@ from codomyrmex_cache.stats import Counters
 if TYPE_CHECKING:
     import asyncio
 
-    from codomyrmex_cache._near import Near
+    from codomyrmex_cache._near_cells import NearCells
 
 __all__ = ["OnError", "Space"]
 
@@ -56,7 +56,7 @@ class Space:
         on_error: what a failing backend does to a call: nothing ("bypass") or `CacheBackendError` ("raise").
         strict: raise what is wrong with an entry that cannot be read, instead of taking it as a miss.
         counters: of the direct API; each function's are added as it is first used.
-        near: what this process keeps of a server's entries.
+        near: what this process keeps of a server's or of files' entries.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Space:
         counters: dict[str, Counters],
         *,
         strict: bool = False,
-        near: Near | None = None,
+        near: NearCells | None = None,
     ) -> None:
         self.name = name
         self.prefix = namespace_prefix(name)

@@ -24,7 +24,7 @@ from codomyrmex_cache.errors import CacheConfigurationError
 from codomyrmex_cache.stats import Counters
 
 if TYPE_CHECKING:
-    from codomyrmex_cache._near import Near
+    from codomyrmex_cache._near_cells import NearCells
     from codomyrmex_cache._secret import Secret
     from codomyrmex_cache.backends._database import Durability
     from codomyrmex_cache.codecs import Codec
@@ -97,8 +97,8 @@ class Options:
             Redis).
         encrypt: AES-256-GCM (needs a secret and codomyrmex_cache[crypto]).
         types: classes that values may be of, beside plain data; for functions their return annotation names them.
-        max_entries: bound of an in-memory namespace or a near cache (10,000), or a file-based namespace (none).
-        max_bytes: bound of an in-memory namespace (none), a file-based one (1 GiB) or a near cache (64 MiB).
+        max_entries: bound of an in-memory namespace or a near cache (10,000), or of the files of a file-based namespace (none).
+        max_bytes: bound of an in-memory namespace (none), of the files of a file-based one (1 GiB) or of a near cache (64 MiB).
         max_value_bytes: of one encoded value; larger ones are not stored (256 MiB, on Redis 8 MiB).
         durability: of files: "kill" (default) survives the process, "power" the machine.
         mmap: map large payloads of files into memory instead of reading them.
@@ -264,11 +264,16 @@ def open_space(
     )  # fmt: skip
 
 
-def _make_near(name: str, options: Options, backend: Backend, clock: Clock) -> Near | None:
+def _make_near(name: str, options: Options, backend: Backend, clock: Clock) -> NearCells | None:
     bound = near_bound(options.near)
+    if bound is None and getattr(backend, "coherence", None) is not None:
+        from codomyrmex_cache._hot import Hot
+
+        return Hot.over(backend.coherence, clock)  # type: ignore[attr-defined]  # whatever bounds there are, they are of the files
     if bound is None:
         return None
-    from codomyrmex_cache._near import DEFAULT_NEAR_BYTES, Near
+    from codomyrmex_cache._near import Near
+    from codomyrmex_cache._near_cells import DEFAULT_NEAR_BYTES
     from codomyrmex_cache.backends._tracking import TellsChanges, Tracker
 
     if not isinstance(backend, TellsChanges):

@@ -89,7 +89,7 @@ class Cache:
 
     async def aget(self, key: str, default: Any = None) -> Any:
         """`get` for event loops."""
-        if self._quick is not None and self._space is not None and self._space.near is not None:  # which does no I/O
+        if self._quick is not None and self._space is not None and self._space.looks_first and self._space.near is not None:
             value = self._quick[0](key, default)
             if value is not MISSING:
                 return value

@@ -47,7 +47,7 @@ SMALL, MEDIUM, LARGE = 100, 20_000, 150_000
 INLINE = 128 * 1024
 """Payloads above this lie in files of their own."""
 
-PLAIN = {"CACHEDIR.TAG", "entries.sqlite3", "entries.sqlite3-wal", "entries.sqlite3-shm"}
+PLAIN = {"CACHEDIR.TAG", "entries.sqlite3", "entries.sqlite3-wal", "entries.sqlite3-shm", "mirror"}
 SET_ASIDE = {"damaged.sqlite3", "damaged.sqlite3-wal"}
 SIDE = "large"
 TEMPORARY = re.compile(r"^\.|~$|tmp|temp|part|new", re.IGNORECASE)

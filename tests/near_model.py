@@ -258,7 +258,7 @@ class World:
         assert len(cells) <= 2
         assert self.near._order.weight == sum(cell.weight for cell in cells.values())
         carried = {(name, key) for key, cell in cells.items() if cell.entry for name, _ in cell.entry.generations}
-        assert {(name, key) for name, keys in self.near._tagged.items() for key in keys} == carried
+        assert {(name, key) for name, keys in self.near._named.items() for key in keys} == carried
 
 
 WEIGHTS = {

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from operator import methodcaller
+from pathlib import Path
 from types import CoroutineType, FrameType
 from typing import Any
 
@@ -106,6 +107,22 @@ def test_an_async_hit_enters_one_frame(manager: CacheManager) -> None:
     assert len(entered(f, 1)) <= 1
     assert len(entered(f, x=1)) <= 1
     assert f.stats().hits == 2
+
+
+def test_a_hit_of_files_enters_two_frames(tmp_path: Path) -> None:
+    manager = CacheManager(directory=tmp_path, secret=b"only for this test, nobody keeps it")
+
+    @cached("a", backend="file_based", manager=manager)
+    def f(x: int) -> int:
+        return x
+
+    for _ in range(3):
+        f(1)  # stored, read from the database, kept in memory
+    counts = sorted(len(entered(f, 1)) for _ in range(3))
+
+    assert counts[0] <= 2  # once in 50 ms a hit asks the database whether anybody else is there
+    assert f.stats().hits == 5
+    manager.close()
 
 
 def test_a_hit_on_a_method_enters_two_frames() -> None:

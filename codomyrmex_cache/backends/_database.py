@@ -53,6 +53,11 @@ _CACHE_KIBIBYTES = 8192
 
 logger = logging.getLogger(__name__)
 
+
+def _nothing() -> None:
+    """Stands for nothing to be done."""
+
+
 Identity = tuple[int, int] | None
 
 
@@ -161,8 +166,8 @@ class Database:
         self.idle.append(handle)
 
     @contextmanager
-    def writing(self) -> Iterator[Handle]:
-        """The same in a transaction, which is committed at the end of the block."""
+    def writing(self, ended: Callable[[], None] = _nothing) -> Iterator[Handle]:
+        """The same in a transaction, which is committed at the end of the block; then `ended` is called, however it went."""
         with self.turn():
             handle = self._begun()
             try:
@@ -171,7 +176,52 @@ class Database:
             except BaseException as error:
                 self.failed(handle, error)
                 raise
+            finally:
+                ended()
             self.idle.append(handle)
+
+    @contextmanager
+    def writing_soon(self, ended: Callable[[], None] = _nothing) -> Iterator[Handle | None]:
+        """The same, or `None` if that would mean to wait for anybody."""
+        handle = None
+        if self.writing_lock.acquire(blocking=False):
+            try:
+                handle = self._begun_soon()
+                if handle is not None:
+                    try:
+                        yield handle
+                        handle.execute("COMMIT")
+                    except BaseException as error:
+                        self.failed(handle, error)
+                        raise
+                    finally:
+                        ended()
+                    self.idle.append(handle)
+            finally:
+                self.writing_lock.release()
+        if handle is None:
+            yield None
+
+    def _begun_soon(self) -> Handle | None:
+        self.look()
+        handle = self.take_soon()
+        if handle is None:
+            return None
+        try:
+            handle.execute("PRAGMA busy_timeout = 0")
+            with suppress(sqlite3.OperationalError):  # somebody is writing
+                handle.execute("BEGIN IMMEDIATE")
+            handle.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
+        except BaseException as error:
+            self.failed(handle, error)
+            raise
+        if handle.connection.in_transaction and self.look() is handle.file:
+            return handle
+        if handle.connection.in_transaction:
+            self.drop(handle)
+        else:
+            self.idle.append(handle)
+        return None
 
     def _begun(self) -> Handle:
         """A handle in a transaction; what is written to a database that was replaced meanwhile would be lost."""

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from codomyrmex_cache._folders import is_on_network, lock_file
 from codomyrmex_cache._fork import renew_after_fork
-from codomyrmex_cache.backends._schema import CREATE, PUT, VERSION
+from codomyrmex_cache.backends._schema import CREATE, PUT, UNSETTLE, VERSION
 from codomyrmex_cache.errors import CacheBackendError
 
 __all__ = ["alone", "check_schema", "create", "is_damage", "is_doubtful", "is_sound", "remove_draft", "salvage"]
@@ -180,6 +180,7 @@ def salvage(folder: Path, file: str) -> int:
                 with suppress(sqlite3.Error):
                     old.execute("BEGIN IMMEDIATE")
                 kept = _copied(old, new)
+            new.execute(UNSETTLE)  # others go by what they know of the old one, for the moment
             new.execute("COMMIT")
         _remove(aside)
         for suffix in ("", "-wal"):  # the database first, so that nobody opens it without its log

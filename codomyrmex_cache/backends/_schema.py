@@ -8,14 +8,17 @@ What decides about loads is checked when it is written, so that nothing of anoth
 
 The triggers do what belongs to every write of a value, so that a plain write is one statement: it drops the generation of its
 key.  `visited` is a table of its own because marking rows where they are would rewrite a page for each.
+
+`regime` is one row, see `_mirror`.  A quick write is one statement that fails by its NOT NULL if the regime is not the one that
+its process believes in; asking for that in a WHERE costs three times as much.
 """
 
 __all__ = [
     "CLEAR", "COUNT", "CREATE", "DROP", "ENDED", "FAILED", "GET", "LEASE", "PUT", "QUICK_GET", "QUICK_GET_NOTING", "QUICK_PUT",
-    "RENEW", "SCAN", "TRIM", "VERSION",
+    "REGIME", "RENEW", "SCAN", "SETTLE", "SET_REGIME", "TRIM", "UNSETTLE", "VERSION",
 ]  # fmt: skip
 
-VERSION = 2
+VERSION = 3
 """Stored in the database's header and again in its first row of `meta`, so that a flipped bit does not pass for an upgrade."""
 
 CREATE = f"""
@@ -43,6 +46,12 @@ CREATE TABLE leases (key BLOB PRIMARY KEY,
 
 CREATE TABLE tokens (id INTEGER PRIMARY KEY, last INTEGER NOT NULL,
     CHECK (typeof(last) = 'integer' AND last BETWEEN 0 AND 1 << 61))
+
+CREATE TABLE regime (id INTEGER PRIMARY KEY, number INTEGER NOT NULL, alone INTEGER NOT NULL, mirror INTEGER NOT NULL,
+    settled INTEGER NOT NULL, CHECK (typeof(number) = 'integer' AND number BETWEEN 1 AND 1 << 62
+    AND alone IN (0, 1) AND typeof(mirror) = 'integer' AND settled IN (0, 1)))
+
+INSERT INTO regime VALUES (1, (random() & ((1 << 62) - 1)) | 1, 0, 0, 1)
 
 CREATE TRIGGER fence_new AFTER INSERT ON entries
     BEGIN DELETE FROM generations WHERE name = CAST('k' || NEW.key AS BLOB); END
@@ -74,8 +83,15 @@ PUT = (
     "INSERT INTO entries (key, expires_at, file, size, value) VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE "
     "SET expires_at = excluded.expires_at, file = excluded.file, size = excluded.size, value = excluded.value"
 )
-QUICK_PUT = PUT.replace("?, ?, ?, ?, ?", "?, ?, NULL, NULL, ?")
+QUICK_PUT = PUT.replace(
+    "?, ?, ?, ?, ?", "?1, ?2, NULL, NULL, CASE (SELECT number FROM regime WHERE id = 1) WHEN ?4 THEN ?3 END"
+)
 """`INSERT OR REPLACE` would give the row another place and cost four times as much."""
+
+REGIME = "SELECT number, alone, mirror, settled FROM regime WHERE id = 1"
+SET_REGIME = "UPDATE regime SET number = ?, alone = ?, mirror = ?, settled = ? WHERE id = 1"
+SETTLE = "UPDATE regime SET settled = 1 WHERE id = 1"
+UNSETTLE = "UPDATE regime SET settled = 0 WHERE id = 1"
 
 SCAN = "SELECT key, expires_at FROM entries WHERE key >= ? AND key < ?"
 CLEAR = "DELETE FROM entries WHERE key >= ? AND key < ?"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
 
+from codomyrmex_cache.backends._coherence import Coherence
 from codomyrmex_cache.backends._database import Database, Handle
 from codomyrmex_cache.backends._large import LargeFiles
 from codomyrmex_cache.backends._schema import TRIM
@@ -53,6 +54,7 @@ class Upkeep:
 
     Args:
         database: to keep.
+        coherence: told which entries go.
         large: its files.
         max_bytes: of the database's pages and the files together, `None` for no bound.
         max_entries: `None` for no bound.
@@ -62,12 +64,14 @@ class Upkeep:
     def __init__(
         self,
         database: Database,
+        coherence: Coherence,
         large: LargeFiles,
         max_bytes: int | None,
         max_entries: int | None,
         clock: Callable[[], float],
     ) -> None:
         self._database = database
+        self._coherence = coherence
         self._large = large
         self._max_bytes = inf if max_bytes is None else max_bytes
         self._max_entries = inf if max_entries is None else max_entries
@@ -79,6 +83,7 @@ class Upkeep:
         self._writes, self._bytes = 0, 0
         self.nearly_full = False
         self.visited: set[int] = set()
+        coherence.note_hits = self._note_hits
 
     def subscribe(self, evicted: Callable[[bytes], None]) -> None:
         """Be told each key that is evicted here."""
@@ -104,8 +109,8 @@ class Upkeep:
         self._rounds += 1
         evicted: list[bytes] = []
         with suppress(Exception):  # whatever a damaged database may cause
-            with self._database.writing() as handle:
-                handle.execute(_SWEEP, (now, _AT_ONCE))
+            with self._coherence.changing(None) as handle:
+                self._sweep(handle, now)
                 if self._rounds % _RARELY == 1:
                     self._forget(handle)
                 evicted = self._evict(handle)
@@ -116,6 +121,12 @@ class Upkeep:
         for listener in self._listeners:
             for key in evicted:
                 listener(key)
+
+    def _sweep(self, handle: Handle, now: float) -> None:
+        rows = handle.execute(_EXPIRED, (now, _AT_ONCE)).fetchall()
+        if rows:
+            self._coherence.mark([key for _, key in rows])
+            handle.executemany("DELETE FROM entries WHERE seq = ?", [(seq,) for seq, _ in rows])
 
     def collect(self) -> None:
         """Unlink the files that no row names any more.  A failure is left to the next time."""
@@ -160,6 +171,7 @@ class Upkeep:
         evicted: list[bytes] = []
         seen, self.visited = self.visited, set()
         handle.executemany("INSERT OR IGNORE INTO visited VALUES (?)", [(seq,) for seq in seen])
+        handle.executemany(_VISITED, self._hit())
         chances = _CHANCES
         while size > 0 or count > 0:
             rows = handle.execute(_OLDEST, (_AT_ONCE,)).fetchall()
@@ -173,6 +185,7 @@ class Upkeep:
                     chances -= 1
                     handle.execute("UPDATE entries SET seq = (SELECT MAX(seq) FROM entries) + 1 WHERE seq = ?", (seq,))
                 else:
+                    self._coherence.mark((key,))
                     handle.execute("DELETE FROM entries WHERE seq = ?", (seq,))
                     evicted.append(key)
                     size, count = size - held, count - 1
@@ -206,6 +219,17 @@ class Upkeep:
         noted = dict(handle.execute("SELECT name, value FROM meta").fetchall())
         return noted.get("counted", 0) + max(0, last - noted.get("counted up to", 0)), last
 
+    def _hit(self) -> list[tuple[bytes]]:
+        cells = self._coherence.cells
+        return [] if cells is None else [(key,) for key in cells.used()]
+
+    def _note_hits(self) -> None:
+        """What was answered from memory has been read, too; it waits for nobody."""
+        if self.nearly_full and (hit := self._hit()):
+            with self._database.writing_soon() as handle:
+                if handle is not None:
+                    handle.executemany(_VISITED, hit)
+
     def _write_down(self) -> None:
         """What a process that only reads has read."""
         seen, self.visited = self.visited, set()
@@ -214,9 +238,10 @@ class Upkeep:
 
 
 _PAGES = ("page_count", "freelist_count", "page_size")
+_VISITED = "INSERT OR IGNORE INTO visited SELECT seq FROM entries WHERE key = ?"
 _FORGET_VISITED = "DELETE FROM visited WHERE seq < (SELECT coalesce(MIN(seq), 1 << 62) FROM entries)"
 _GARBAGE = "SELECT file FROM garbage LIMIT ?"
-_SWEEP = "DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE expires_at <= ? LIMIT ?)"
+_EXPIRED = "SELECT seq, key FROM entries WHERE expires_at <= ? LIMIT ?"
 _OLDEST = (
     "SELECT seq, key, coalesce(size, 0) + length(key) + length(value), "
     "EXISTS (SELECT 1 FROM visited WHERE visited.seq = entries.seq) FROM entries ORDER BY seq LIMIT ?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ from typing import Any, Literal, TypeVar
 
 from codomyrmex_cache._chunks import Chunks
 from codomyrmex_cache._entry import Clock, Entry
+from codomyrmex_cache.backends._coherence import Coherence
 from codomyrmex_cache.backends._database import Database, Durability, Handle
 from codomyrmex_cache.backends._large import LargeFiles, Written
+from codomyrmex_cache.backends._rows import between, generation_of, generations_of, put_row, whole
 from codomyrmex_cache.backends._schema import (
     CLEAR,
     COUNT,
@@ -22,14 +25,13 @@ from codomyrmex_cache.backends._schema import (
     FAILED,
     GET,
     LEASE,
-    PUT,
     QUICK_GET,
     QUICK_GET_NOTING,
     QUICK_PUT,
     RENEW,
     SCAN,
 )  # fmt: skip
-from codomyrmex_cache.backends._upkeep import KEPT_SECONDS, Upkeep
+from codomyrmex_cache.backends._upkeep import Upkeep
 from codomyrmex_cache.backends.base import Begun, generation_name
 from codomyrmex_cache.errors import CacheConfigurationError
 
@@ -112,7 +114,8 @@ class FileBasedBackend:
         self._clock = clock
         self._large = LargeFiles(self.directory / "large", durable=durability == "power", mapped=mmap, most=_LARGEST)
         self._database = Database(self.directory, durability, self._opened)
-        self._upkeep = Upkeep(self._database, self._large, max_bytes, max_entries, clock)
+        self.coherence = Coherence(self._database)
+        self._upkeep = Upkeep(self._database, self.coherence, self._large, max_bytes, max_entries, clock)
         self._writers: tuple[int, Any] | None = None
 
     def _opened(self, handle: Handle) -> None:
@@ -163,8 +166,10 @@ class FileBasedBackend:
         return row[0]  # type: ignore[no-any-return]
 
     def quick_set(self, key: bytes, value: bytes, expires_at: float | None, now: float) -> bool:
-        """Store a small value in one statement; whether it was."""
-        database = self._database
+        """Store a small value in one statement, if nobody else keeps cells; whether it was."""
+        database, coherence = self._database, self.coherence
+        if not coherence.number:
+            return False
         if not database.writing_lock.acquire(blocking=False):
             return False
         try:
@@ -172,11 +177,18 @@ class FileBasedBackend:
             if handle is None:
                 return False
             before = handle.connection.total_changes
+            coherence.begin_alone(key)
             try:
-                handle.execute(QUICK_PUT, (bytearray(key), expires_at, bytearray(value)))
+                handle.execute(QUICK_PUT, (bytearray(key), expires_at, bytearray(value), coherence.number))
+            except sqlite3.IntegrityError:  # another regime
+                coherence.number = 0
+                database.idle.append(handle)
+                return False
             except BaseException as error:
                 database.failed(handle, error)
                 raise
+            finally:
+                coherence.end_alone(key)
             changes = handle.connection.total_changes - before
             database.idle.append(handle)
             if database.look() is not handle.file:
@@ -200,7 +212,7 @@ class FileBasedBackend:
 
     def scan(self, prefix: bytes) -> list[tuple[bytes, float | None]]:
         with self._database.reading() as handle:
-            rows = handle.execute(SCAN, _range(prefix)).fetchall()
+            rows = handle.execute(SCAN, between(prefix)).fetchall()
         return [(key, expires_at if isinstance(expires_at, float) else None) for key, expires_at in rows]
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
@@ -210,7 +222,7 @@ class FileBasedBackend:
     def set_many(self, entries: Mapping[bytes, Entry]) -> None:
         with self._written(entries) as (handle, files):
             for key, entry in entries.items():
-                _put(handle, key, entry, files.get(key))
+                put_row(handle, key, entry, files.get(key))
 
     @contextmanager
     def _written(self, entries: Mapping[bytes, Entry]) -> Iterator[tuple[Handle, dict[bytes, Written]]]:
@@ -224,7 +236,7 @@ class FileBasedBackend:
                         with self._database.reading():
                             pass  # the folder is there, and is nobody else's
                     files[key] = self._large.write(entry.value)
-            with self._database.writing() as handle:
+            with self.coherence.changing(tuple(entries)) as handle:
                 yield handle, files
                 kept = {row[0] for key in files for row in handle.execute(_FILE_OF, (key,)).fetchall()}
         except BaseException:
@@ -240,21 +252,22 @@ class FileBasedBackend:
         self._upkeep.collect()
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
-        with self._database.writing() as handle:
+        with self.coherence.changing(keys) as handle:
             handle.executemany(DROP, [(generation_name("k", key),) for key in keys])
             count = handle.executemany("DELETE FROM entries WHERE key = ?", [(key,) for key in keys]).rowcount
         self._upkeep.collect()
         return count
 
     def clear(self, prefix: bytes) -> int:
-        with self._database.writing() as handle:
-            count = handle.execute(CLEAR, _range(prefix)).rowcount
+        with self.coherence.changing(None) as handle:
+            self.coherence.mark(None)
+            count = handle.execute(CLEAR, between(prefix)).rowcount
         self._upkeep.collect()
         return count
 
     def count(self, prefix: bytes) -> int:
         with self._database.reading() as handle:
-            return int(handle.execute(COUNT, _range(prefix)).fetchone()[0])
+            return int(handle.execute(COUNT, between(prefix)).fetchone()[0])
 
     def subscribe(self, evicted: Callable[[bytes], None]) -> None:
         self._upkeep.subscribe(evicted)
@@ -276,11 +289,11 @@ class FileBasedBackend:
             if seconds and (busy := self._busy(handle, key, names)) is not None:
                 return busy
             row = handle.execute(GET, (key,)).fetchone()
-            generations = tuple(_generation(handle, name, now) for name in names)
+            generations = tuple(generation_of(handle, name, now) for name in names)
             if not seconds:
                 return Begun(None, generations), row
-            failed = _whole(handle.execute("SELECT failed FROM leases WHERE key = ?", (key,)).fetchone())
-            last = _whole(handle.execute("SELECT last FROM tokens WHERE id = 1").fetchone())
+            failed = whole(handle.execute("SELECT failed FROM leases WHERE key = ?", (key,)).fetchone())
+            last = whole(handle.execute("SELECT last FROM tokens WHERE id = 1").fetchone())
             token = max(last + 1, int(now * _TOKENS))
             handle.execute("INSERT OR REPLACE INTO tokens VALUES (1, ?)", (token,))
             lease = (key, token, now, now + seconds, failed, b"".join(generations))
@@ -294,7 +307,7 @@ class FileBasedBackend:
             return None
         if not row[1] - _CLOCK_STEP <= now < row[2] <= now + _LONGEST_LEASE:
             return None  # it has ended, or the clock was set back, or it is damaged
-        if b"".join(value or b"" for value in _values(handle, names)) != row[4]:  # invalidated: doomed
+        if b"".join(value or b"" for value in generations_of(handle, names)) != row[4]:  # invalidated: doomed
             return None
         return Begun(None, (), 0, row[0], row[3]), handle.execute(GET, (key,)).fetchone()
 
@@ -305,9 +318,9 @@ class FileBasedBackend:
 
     def commit(self, key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> bool:
         with self._written({key: entry}) as (handle, files):
-            unchanged = _values(handle, (generation_name("k", key), *names)) == list(begun.generations)
+            unchanged = generations_of(handle, (generation_name("k", key), *names)) == list(begun.generations)
             if unchanged:
-                _put(handle, key, entry, files.get(key))
+                put_row(handle, key, entry, files.get(key))
             handle.execute(ENDED, (key, begun.lease))
         return unchanged
 
@@ -319,7 +332,7 @@ class FileBasedBackend:
 
     def generations(self, key: bytes, names: Sequence[bytes]) -> list[bytes | None]:
         with self._database.reading() as handle:
-            return _values(handle, names)
+            return generations_of(handle, names)
 
     def revoke(self, names: Sequence[bytes]) -> None:
         with self._database.writing() as handle:
@@ -331,13 +344,13 @@ class FileBasedBackend:
             same = self._is_stored(handle, key, old)
             if same:
                 generation = None if fence else handle.execute(_WHOLE_GENERATION, (name,)).fetchone()
-                _put(handle, key, new, files.get(key))
+                put_row(handle, key, new, files.get(key))
                 if generation is not None:
                     handle.execute("INSERT INTO generations VALUES (?, ?, ?)", generation)
         return same
 
     def discard(self, key: bytes, old: Entry) -> bool:
-        with self._database.writing() as handle:
+        with self.coherence.changing((key,)) as handle:
             return self._is_stored(handle, key, old) and bool(handle.execute(_DELETE, (key,)).rowcount)
 
     def _is_stored(self, handle: Handle, key: bytes, old: Entry | None) -> bool:
@@ -349,6 +362,7 @@ class FileBasedBackend:
         return bool(self._large.read(row[1], row[0]) == old.value)
 
     def close(self) -> None:
+        self.coherence.close()
         self._database.close()
 
     # A point read costs 5 us in the event loop and 100 us through a thread, so reads run inline and writes do not.
@@ -405,7 +419,6 @@ class FileBasedBackend:
 _TOKENS = 1_000_000
 """Tokens begin with the microseconds of the clock, so that they also grow over a database that was lost."""
 
-_LAST_TOKEN = 1 << 61
 _LEASE_TYPES = (int, float, float, int, bytes)
 
 _CHANGES = 2
@@ -414,35 +427,3 @@ _CHANGES = 2
 _FILE_OF = "SELECT file FROM entries WHERE key = ?"
 _DELETE = "DELETE FROM entries WHERE key = ?"
 _WHOLE_GENERATION = "SELECT name, value, used FROM generations WHERE name = ?"
-
-
-def _put(handle: Handle, key: bytes, entry: Entry, file: Written | None) -> None:
-    if file is None:
-        handle.execute(PUT, (key, entry.expires_at, None, None, entry.value))
-    else:
-        handle.execute(PUT, (key, entry.expires_at, file.number, file.size, file.head))
-
-
-def _values(handle: Handle, names: Sequence[bytes]) -> list[bytes | None]:
-    rows = (handle.execute("SELECT value FROM generations WHERE name = ?", (name,)).fetchone() for name in names)
-    return [None if row is None else row[0] for row in rows]
-
-
-def _generation(handle: Handle, name: bytes, now: float) -> bytes:
-    row = handle.execute("SELECT value, used FROM generations WHERE name = ?", (name,)).fetchone()
-    if row is None or type(row[0]) is not bytes or type(row[1]) is not float:
-        row = (os.urandom(8), -KEPT_SECONDS)
-    if now - row[1] > KEPT_SECONDS / 24 or row[1] > now:
-        handle.execute("INSERT OR REPLACE INTO generations VALUES (?, ?, ?)", (name, row[0], now))
-    return row[0]  # type: ignore[no-any-return]
-
-
-def _whole(row: tuple[object] | None) -> int:
-    """The number in the row; 0 if there is none, or none that was written by us."""
-    number = None if row is None else row[0]
-    return number if type(number) is int and 0 <= number < _LAST_TOKEN else 0
-
-
-def _range(prefix: bytes) -> tuple[bytes, bytes]:
-    """Where the keys of a prefix begin and end; UTF-8 and digits never hold 0xff."""
-    return prefix, prefix + b"\xff"
