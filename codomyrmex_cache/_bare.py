@@ -159,7 +159,7 @@ class Bare:
         self.open = True
         self.loading: dict[Any, BareFlight] = {}
         self._memo, self._front, self._counters = memo, memo.front, memo.counters
-        self._space, self._kept, self._budget = memo.cache.space, backend.kept, backend.kept.budget
+        self._space, self._kept, self._budget = memo.cache.space, backend._kept, backend._kept.budget
         self._seconds = inf if memo.rules.ttl is None else cast(float, memo.rules.ttl)
         self._copy = memo.rules.copy
         self._clock = self._space.clock
@@ -331,13 +331,13 @@ def bare_of(memo: Memo) -> Bare | None:
     """The short way of a function's misses, if it has one: in memory, with nothing to be asked about a result or a hit."""
     space, rules = memo.cache.space, memo.rules
     backend = space.backend
-    if type(backend) is not InMemoryBackend or backend.kept.weighs or not memo.front.by_arguments:
+    if type(backend) is not InMemoryBackend or backend._kept.weighs or not memo.front.by_arguments:
         return None
     if rules.early or rules.touch or rules.stale or rules.errors or rules.jitter or rules.store_if or callable(rules.ttl):
         return None
     if rules.ttl == 0 or rules.wait is not None or not rules.share_streams:
         return None
-    kept, head = backend.kept, space.stored(memo.keyer.prefix)
+    kept, head = backend._kept, space.stored(memo.keyer.prefix)
     kept.close_bare(head)  # another function of this name, or the same one decorated again
     if any(key.startswith(head) for key in list(kept.by_key)):
         return None

@@ -281,7 +281,7 @@ class BoundsMachine(RuleBasedStateMachine):
         kept = self.kept_before = self.kept()
         assert len(kept) == len(self.backend._cells) == self.backend.count(b"") <= self.entries
         if self.bytes < inf:
-            assert self.backend.kept.weight == sum(len(entry.value) for entry in kept.values()) <= self.bytes
+            assert self.backend._kept.weight == sum(len(entry.value) for entry in kept.values()) <= self.bytes
         assert all(self.stored[key] is entry for key, entry in kept.items())
         now = self.clock()
         missing = {key: entry for key, entry in self.stored.items() if key not in kept}
@@ -494,8 +494,8 @@ def test_prolonged_entries_leave_no_trace_behind(clock: FakeClock) -> None:
     backend = InMemoryBackend(expiry_clock=clock)
     for _ in range(10_000):
         backend.set(b"k", Entry("v", expires_at=clock() + 10))
-    assert len(backend.kept._ends) < 100
-    assert len(backend.kept._order._probation) + len(backend.kept._order._main) < 100
+    assert len(backend._kept._ends) < 100
+    assert len(backend._kept._order._probation) + len(backend._kept._order._main) < 100
 
 
 # -- the budget of a manager
@@ -595,10 +595,10 @@ def test_threads_keep_all_bounds() -> None:
     assert failures == []
     for backend in backends:
         cells = backend._cells
-        assert backend.kept.weight == sum(len(cell.value) for cell in cells.values()) <= 1_500
-        assert backend.kept._order.count == len(cells) <= 60
+        assert backend._kept.weight == sum(len(cell.value) for cell in cells.values()) <= 1_500
+        assert backend._kept._order.count == len(cells) <= 60
         assert all(cell.key == key and cell.entry is not None for key, cell in cells.items())
-    assert sum(backend.kept.weight for backend in backends) <= 2_000
+    assert sum(backend._kept.weight for backend in backends) <= 2_000
 
 
 @pytest.mark.parametrize(
@@ -608,18 +608,18 @@ def test_an_interrupt_in_the_middle_of_an_eviction_costs_nothing_later(bounds: A
     backend = InMemoryBackend(weigher=len, **bounds)
     for key in (b"a", b"b"):
         backend.set(key, Entry(b"1"))
-    backend.kept._order._probation.clear()
-    backend.kept._order._main.clear()
+    backend._kept._order._probation.clear()
+    backend._kept._order._main.clear()
     for number in range(10):
         backend.set(key_of(number), Entry(b"1"))
         assert backend.has(key_of(number))
-        assert backend.kept.weight == backend.count(b"") == 2
+        assert backend._kept.weight == backend.count(b"") == 2
     backend.set(b"a", Entry(b"1"))
-    backend.kept._order._probation.clear()
-    backend.kept._order._main.clear()
+    backend._kept._order._probation.clear()
+    backend._kept._order._main.clear()
     for size in (1, 2, 2, 1, 1):
         backend.set(b"a", Entry(b"1" * size))
-        assert backend.kept._order.count == backend.count(b"") <= 2
+        assert backend._kept._order.count == backend.count(b"") <= 2
 
 
 def test_a_cell_left_by_an_interrupted_delete_takes_no_newer_one_with_it() -> None:
@@ -643,7 +643,7 @@ def test_a_fork_in_the_middle_of_an_eviction_goes_on() -> None:
     cache = manager.get_cache("x")
     for key in ("a", "b"):
         cache.set(key, 1, ttl=1000)
-    kept = cache.space.backend.kept
+    kept = cache.space.backend._kept
     with manager._budget.lock:
         kept._order.evict()  # and the cell is still in the dict
         kept._ends.clear()

@@ -115,8 +115,8 @@ class InMemoryBackend:
         self._leases: dict[bytes, _Lease] = {}
         self._last_lease = self._last_generation = 0
         self._shared = Budget() if budget is None else budget
-        self.kept = Cells(self.max_entries, self.max_bytes, weigher, self._shared, expiry_clock)
-        self._cells = self.kept.by_key
+        self._kept = Cells(self.max_entries, self.max_bytes, weigher, self._shared, expiry_clock)
+        self._cells = self._kept.by_key
         self._watchers: WeakSet[Watcher] = WeakSet()
         renew_after_fork(self)
 
@@ -135,7 +135,7 @@ class InMemoryBackend:
 
     def set(self, key: bytes, entry: Entry) -> None:
         self._ask(key)
-        kept = self.kept
+        kept = self._kept
         weight = kept.weigh(entry.value) if kept.weighs else 1
         with self._shared.lock:
             dropped = self._put(key, entry, weight)
@@ -147,14 +147,14 @@ class InMemoryBackend:
         Raises:
             ValueTooLargeError: it is.
         """
-        kept = self.kept
+        kept = self._kept
         if kept.weighs and (weight := kept.weigh(value)) > (most := kept.most):
             raise ValueTooLargeError(f"{weight} bytes are more than max_bytes={most}")
 
     def _put(self, key: bytes, entry: Entry, weight: int, *, fence: bool = True) -> Dropped:
         if fence:
             self._generations.pop(generation_name("k", key), None)
-        return self.kept.put(key, entry, weight)
+        return self._kept.put(key, entry, weight)
 
     def has(self, key: bytes) -> bool:
         self._ask(key)
@@ -163,7 +163,7 @@ class InMemoryBackend:
     def delete(self, key: bytes) -> bool:
         self._ask(key)
         with self._shared.lock:
-            cell = self.kept.pop(key)
+            cell = self._kept.pop(key)
             self._generations.pop(generation_name("k", key), None)
         if cell is None:
             return False
@@ -180,7 +180,7 @@ class InMemoryBackend:
     def clear(self, prefix: bytes) -> int:
         self._ask(prefix)
         with self._shared.lock:
-            gone = [self.kept.pop(key) for key in list(self._cells) if key.startswith(prefix)]
+            gone = [self._kept.pop(key) for key in list(self._cells) if key.startswith(prefix)]
         for cell in gone:
             if cell is not None:
                 cell.kill()
@@ -188,12 +188,12 @@ class InMemoryBackend:
 
     def count(self, prefix: bytes) -> int:
         with self._shared.lock:
-            bare = sum(len(owner.cells()) for owner in list(self.kept.bare) if owner.head.startswith(prefix))
+            bare = sum(len(owner.cells()) for owner in list(self._kept.bare) if owner.head.startswith(prefix))
             return bare + sum(key.startswith(prefix) for key in self._cells)
 
     def _ask(self, key: bytes) -> None:
-        if self.kept.bare:
-            self.kept.close_bare(key)
+        if self._kept.bare:
+            self._kept.close_bare(key)
 
     # -- loads
 
@@ -226,7 +226,7 @@ class InMemoryBackend:
 
     def commit(self, key: bytes, entry: Entry, names: Sequence[bytes], begun: Begun) -> bool:
         self._ask(key)
-        dropped, weight = NOTHING_DROPPED, self.kept.weigh(entry.value)
+        dropped, weight = NOTHING_DROPPED, self._kept.weigh(entry.value)
         with self._shared.lock:
             self._release(key, begun.lease, failed=False)
             now = map(self._generations.get, (generation_name("k", key), *names))
@@ -263,7 +263,7 @@ class InMemoryBackend:
 
     def replace(self, key: bytes, old: Entry | None, new: Entry, fence: bool) -> bool:
         self._ask(key)
-        weight = self.kept.weigh(new.value)
+        weight = self._kept.weigh(new.value)
         with self._shared.lock:
             cell = self._cells.get(key)
             if (None if cell is None else cell.entry) is not old:
@@ -278,7 +278,7 @@ class InMemoryBackend:
             cell = self._cells.get(key)
             if cell is None or cell.entry is not old:
                 return False
-            self.kept.pop(key)
+            self._kept.pop(key)
         cell.kill()
         return True
 
@@ -305,7 +305,7 @@ class InMemoryBackend:
         return True
 
     def subscribe(self, evicted: Callable[[bytes], None]) -> None:
-        self.kept.listeners.append(evicted)
+        self._kept.listeners.append(evicted)
 
     def close(self) -> None:
         """Nothing to release; the entries stay until they are dropped."""
