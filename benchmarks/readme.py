@@ -12,10 +12,7 @@ BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 
 _IN_C = "it is written in C and has no ttl, no statistics, no exact types and no copies"
 _NATIVE = "its map and its eviction are native code, ours are Python"
-_STORED = (
-    "a stored call gets an exact key, one execution for all callers, a check that nothing was invalidated meanwhile, and an "
-    "entry with times and digest"
-)
+_STORED = "a load is noted where other threads join it and rings over threads are seen, is timed and counted, all in Python"
 _SIGNED = "a read verifies a MAC over the entry and compares the digest of the call before it parses anything"
 _WHOLE = "the whole payload goes through the MAC before it is used; the others read it unverified"
 _TWO_TRIPS = "the look takes a lease and the generations, the store checks them, both in scripts"
@@ -23,25 +20,24 @@ _TWO_TRIPS = "the look takes a lease and the generations, the store checks them,
 REASONS: dict[str, str] = {
     "f(1 KB of messages": "their user makes the key by hand, and JSON takes tuples for lists; ours is exact and needs no hand",
     "f(": _IN_C,
-    "o.m(1)": "`self` counts by its class and state, which are encoded at each call; the others take its identity or its hash",
+    "o.m(1)": "`self` counts by its class and state, which each call looks at; the others take its identity or its hash",
     "await f(": "it keeps the finished task or value and checks neither types nor copies",
     "miss and store": _STORED,
     "miss and store, ": _TWO_TRIPS,
     "zipf": _STORED,
     "zipf, room for 10,000: hits": "admission by frequency remembers more keys that are gone than our eviction does",
-    "100,000 entries": "an entry keeps times, digest and the parts of its call beside the value",
+    "100,000 entries": "a cell keeps times, counters and its place in the order of eviction beside the value",
     "1 thread": _IN_C,
     "2 threads": _IN_C,
     "4 threads": _IN_C,
     "8 threads": _IN_C,
-    "decorated hit of 100 B": _SIGNED + ", and a generator drives the cold path",
     "decorated hit, ": _SIGNED,
     "get of 1 MB": _WHOLE,
     "get of 50 MB": _WHOLE,
     "get of": _SIGNED,
     "get among": _SIGNED,
     "set of": "the payload goes through the MAC, and the generation of its key changes in the same transaction",
-    "first hit": "the first call imports the cold path, asyncio with it, and opens and checks the database",
+    "first hit": "some eighty modules of this package and of the standard library are imported, and the database is checked",
     "get_many": _SIGNED,
     "LLM call, seen": "the primitive is not canonical: equal arguments can have different pickles",
 }

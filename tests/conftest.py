@@ -20,8 +20,9 @@ from codomyrmex_cache import CacheManager
 from codomyrmex_cache.testing import FakeClock
 
 
-def pytest_collection_finish() -> None:
-    """What has been imported by now stays: looking through it at each collection took as long as many of the tests."""
+@pytest.fixture(scope="module", autouse=True)
+def _light_collections() -> None:
+    """What is there by now stays: looking through it at each collection took as long as many of the tests."""
     gc.collect()
     gc.freeze()
 
