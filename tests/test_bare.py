@@ -59,6 +59,15 @@ def made(manager: CacheManager, **options: Any) -> Any:
     return function
 
 
+def wait_for(function: Any, count: int) -> None:
+    """Polling, in a load, until so many others wait for it."""
+    (flight,) = bare_of(function).loading.values()  # type: ignore[union-attr]
+    deadline = time.monotonic() + 30
+    while flight._waiting < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 # -- what it is for
 
 
@@ -240,11 +249,11 @@ def test_one_run_for_all_who_call_at_once(manager: CacheManager) -> None:
         everybody.wait()
         return function(1)
 
-    HOOKS.append(lambda x: time.sleep(0.05))  # so that all have come, or it would be a matter of luck who is first
+    HOOKS.append(lambda x: wait_for(function, 39))
     with ThreadPoolExecutor(40) as pool:
         assert list(pool.map(call, range(40))) == [(1, 0)] * 40
     stats = function.stats()
-    assert (RUNS, stats.misses, stats.hits + stats.coalesced) == ([1], 1, 39)
+    assert (RUNS, stats.misses, stats.coalesced) == ([1], 1, 39)
     assert bare_of(function).open  # type: ignore[union-attr]
 
 
@@ -253,7 +262,7 @@ def test_an_exception_goes_to_all_who_wait_and_is_not_kept(manager: CacheManager
     everybody = threading.Barrier(10)
 
     def fail(x: Any) -> None:
-        time.sleep(0.05)
+        wait_for(function, 9)
         raise ValueError(x)
 
     def call(_: int) -> str:
@@ -275,20 +284,15 @@ def test_an_exception_goes_to_all_who_wait_and_is_not_kept(manager: CacheManager
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_an_interruption_is_the_leaders_alone(manager: CacheManager, kind: type[BaseException]) -> None:
     function = made(manager)
-    came, answers = threading.Event(), []
+    answers: list[Any] = []
 
     def interrupt(x: Any) -> None:
         HOOKS.clear()
         thread.start()
-        assert came.wait(30)
-        time.sleep(0.05)  # for the thread to come to its waiting; if it has not, it leads, which is right too
+        wait_for(function, 1)
         raise kind
 
-    def follow() -> None:
-        came.set()
-        answers.append(function(1))
-
-    thread = threading.Thread(target=follow)
+    thread = threading.Thread(target=lambda: answers.append(function(1)))
     HOOKS.append(interrupt)
     with pytest.raises(kind):
         function(1)
@@ -359,11 +363,8 @@ def test_a_load_under_way_is_for_who_waits_when_somebody_asks(manager: CacheMana
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(function, 1)
         assert running.wait(30)
-        (flight,) = bare.loading.values()
         follower = pool.submit(function, 1)
-        deadline = time.monotonic() + 30
-        while not flight._waiting and time.monotonic() < deadline:
-            time.sleep(0.001)  # polling until the other waits
+        wait_for(function, 1)
         assert function.peek(1) is MISSING
         assert not bare.open
         HOOKS.clear()

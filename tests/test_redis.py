@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from typing import Any
 
@@ -98,11 +97,8 @@ def test_ten_thousand_calls_in_flight_need_a_few_connections(valkey: Server) -> 
         await manager.aclose()
         return before["total_connections_received"], after["total_connections_received"]
 
-    began = time.monotonic()
     before, after = asyncio.run(main())
     assert after - before <= 10  # eight, and one of the thread that adds up statistics
-    assert set(runs) == set(range(2000))
+    assert runs == dict.fromkeys(range(2000), 1)
     stats = manager.stats("crowd")
-    assert (stats.calls, stats.errors) == (20_000, {})
-    if time.monotonic() - began < 20:  # a starved machine may be late with a beat: then a load may rightly be repeated
-        assert (runs, stats.misses) == (dict.fromkeys(range(2000), 1), 2000)
+    assert (stats.calls, stats.misses, stats.errors) == (20_000, 2000, {})
