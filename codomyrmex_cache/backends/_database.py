@@ -168,17 +168,21 @@ class Database:
     @contextmanager
     def writing(self, ended: Callable[[], None] = _nothing) -> Iterator[Handle]:
         """The same in a transaction, which is committed at the end of the block; then `ended` is called, however it went."""
-        with self.turn():
-            handle = self._begun()
-            try:
-                yield handle
-                handle.execute("COMMIT")
-            except BaseException as error:
-                self.failed(handle, error)
-                raise
-            finally:
-                ended()
-            self.idle.append(handle)
+        with self.turn(), self._transaction(self._begun(), ended) as handle:
+            yield handle
+
+    @contextmanager
+    def _transaction(self, handle: Handle, ended: Callable[[], None]) -> Iterator[Handle]:
+        """A transaction that has begun, to its end."""
+        try:
+            yield handle
+            handle.execute("COMMIT")
+        except BaseException as error:
+            self.failed(handle, error)
+            raise
+        finally:
+            ended()
+        self.idle.append(handle)
 
     @contextmanager
     def writing_soon(self, ended: Callable[[], None] = _nothing) -> Iterator[Handle | None]:
@@ -188,15 +192,8 @@ class Database:
             try:
                 handle = self._begun_soon()
                 if handle is not None:
-                    try:
+                    with self._transaction(handle, ended):
                         yield handle
-                        handle.execute("COMMIT")
-                    except BaseException as error:
-                        self.failed(handle, error)
-                        raise
-                    finally:
-                        ended()
-                    self.idle.append(handle)
             finally:
                 self.writing_lock.release()
         if handle is None:
