@@ -20,7 +20,8 @@ _TWO_TRIPS = "the look takes a lease and the generations, the store checks them,
 REASONS: dict[str, str] = {
     "f(1 KB of messages": "their user makes the key by hand, and JSON takes tuples for lists; ours is exact and needs no hand",
     "f(": _IN_C,
-    "o.m(1)": "`self` counts by its class and state, which each call looks at; the others take its identity or its hash",
+    "o.m(1)": "`self` counts by its class and state, which each call looks at, and control methods are bound to it (that "
+    "alone, in C, takes as long as a hit of a function); the others take its identity or its hash",
     "await f(": "it keeps the finished task or value and checks neither types nor copies",
     "miss and store": _STORED,
     "miss and store, ": _TWO_TRIPS,
