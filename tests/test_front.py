@@ -78,7 +78,7 @@ LOOKALIKES: list[tuple[Any, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("pair", LOOKALIKES, ids=repr)
+@pytest.mark.parametrize("pair", LOOKALIKES, ids=lambda pair: f"{pair[0]!r:.20} {pair[1]!r:.14}")
 @pytest.mark.parametrize("variadic", [False, True])
 def test_lookalikes_never_share_an_answer(manager: CacheManager, pair: tuple[Any, Any], variadic: bool) -> None:
     @cached(manager=manager)
