@@ -36,7 +36,7 @@ from codomyrmex_cache._flight import LEADING, Abandoned, Failed, Flight, Landed,
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache._isolation import is_awaitable, is_stream, isolated
 from codomyrmex_cache._raising import own_copy
-from codomyrmex_cache.backends._cells import BareCell, Cell
+from codomyrmex_cache.backends._cells import BareCell, Cell, LastingCell
 from codomyrmex_cache.backends.in_memory import InMemoryBackend
 from codomyrmex_cache.errors import CacheCodecError
 from codomyrmex_cache.keys import Key
@@ -160,7 +160,8 @@ class Bare:
         self.loading: dict[Any, BareFlight] = {}
         self._memo, self._front, self._counters = memo, memo.front, memo.counters
         self._space, self._kept, self._budget = memo.cache.space, backend._kept, backend._kept.budget
-        self._seconds = inf if memo.rules.ttl is None else cast(float, memo.rules.ttl)
+        self.seconds = inf if memo.rules.ttl is None else cast(float, memo.rules.ttl)
+        self._make_cell: type[BareCell] = LastingCell if self.seconds == inf else BareCell
         self._copy = memo.rules.copy
         self._clock = self._space.clock
         self._renew_locks()
@@ -266,12 +267,14 @@ class Bare:
                 self.leave(flight, place, Landed(Entry(value), None))
                 return None
             packed, shared = entry.value, entry.shared
-        cell = BareCell(place[1], packed, now, now + self._seconds, now - began, shared, self)
+        cell = self._make_cell(place[1], packed, now + self.seconds, now - began, shared, self)
+        if type(cell) is LastingCell:
+            cell.created, cell.deadline = now, inf  # one infinity for all
         with self._budget.lock:
             if self.loading.get(place) is flight:
                 del self.loading[place]
             stored = self.open
-            dropped = self._kept.put_bare(cell, self._front.put(place, cell)) if stored else None
+            dropped = self._kept.put_bare(cell, self._front.put(place, cell), now) if stored else None
         if dropped is not None:
             dropped.bury()
         self._counters.loaded(now - began, cell if stored else None)

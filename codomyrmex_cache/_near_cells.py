@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from codomyrmex_cache._entry import Clock, Entry
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache._payload import ObjectPayloads
+from codomyrmex_cache.backends._cells import Cell, KeyedCell
 from codomyrmex_cache.backends._eviction import Eviction
-from codomyrmex_cache.backends.in_memory import DEFAULT_MAX_ENTRIES, Cell
+from codomyrmex_cache.backends.in_memory import DEFAULT_MAX_ENTRIES
 from codomyrmex_cache.errors import CacheCodecError, EnvelopeError
 
 __all__ = ["DEFAULT_NEAR_BYTES", "KeptCell", "NearCells", "Stamp", "kill"]
@@ -27,7 +28,7 @@ _SHARE = 8
 _NOTHING = nullcontext()
 
 
-class KeptCell(Cell):
+class KeptCell(KeyedCell):
     """A cell, when its entry's own life ends (by `time.monotonic`), and how many of its uses the store has been told of.
 
     Its weight is the store's bytes for it.

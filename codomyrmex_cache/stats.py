@@ -207,7 +207,6 @@ class Counters:
                 self.load_seconds_max = seconds
             if cell is not None:
                 self.sets += 1
-                cell.followed = True
                 self._cells.append(cell)
                 if len(self._cells) >= self._folding_at:
                     self._fold()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,9 +17,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from codomyrmex_cache import MISSING, CacheManager, cached
+from codomyrmex_cache import MISSING, CacheManager, InMemoryBackend, cached
 from codomyrmex_cache._bare import Bare, BareFlight
 from codomyrmex_cache._front import Front
+from codomyrmex_cache.backends.in_memory import Budget
 from codomyrmex_cache.testing import FakeClock
 
 VERSIONS: dict[Any, int] = {}
@@ -54,7 +57,7 @@ def bare_of(function: Any) -> Bare | None:
 
 def made(manager: CacheManager, **options: Any) -> Any:
     """The function under test, with a short way."""
-    function = cached("x", manager=manager, **options)(value_of)
+    function = cached(options.pop("name", "x"), manager=manager, **options)(value_of)
     assert bare_of(function) is not None
     return function
 
@@ -615,4 +618,66 @@ def test_a_cell_without_a_key_takes_little(manager: CacheManager) -> None:
     function(1000)
     (cell,) = bare_of(function).cells()  # type: ignore[union-attr]
     assert cell.entry is bare_of(function)
-    assert sum(map(sys.getsizeof, (cell, cell.created, cell.deadline, cell.cost))) <= 256
+    assert sum(map(sys.getsizeof, (cell, cell.deadline, cell.cost))) <= 160
+
+
+def same(x: int) -> int:
+    return x
+
+
+@pytest.mark.parametrize("ttl", [60, None])
+def test_all_that_is_kept_for_a_result_takes_little(manager: CacheManager, ttl: float | None) -> None:
+    """The number, the dict, the cell and its times, and its places in line, as allocated, without what the allocator adds."""
+    function = cached("x", ttl, manager=manager)(same)
+    assert bare_of(function) is not None
+    function(-1)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(1_000, 9_000):
+            function(number)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(function.cache) == 8_001
+    assert (after - before) / 8_000 <= 270
+
+
+def test_bytes_that_begin_to_count_find_cells_that_were_not_weighed(manager: CacheManager) -> None:
+    function = made(manager, ttl=60)
+    for x in range(100):
+        assert function(x) == (x, 0)
+    assert function(99) == (99, 0)
+    manager.limit_memory(10**9)
+    cells = list(function.cache.space.backend._cells.values())
+    assert sum(cell.weight for cell in cells) == function.cache.space.backend._kept.weight > 100 * 100
+    assert [function(x) for x in range(100)] == [(x, 0) for x in range(100)]
+    assert function.stats().hits == 101
+    VERSIONS[5] = 1
+    assert function.invalidate(5)
+    assert [function(x) for x in (5, 5, 6, 6)] == [(5, 1), (5, 1), (6, 0), (6, 0)]
+    manager.limit_memory(100)
+    assert len(function.cache) == 0
+
+
+def test_a_weigher_that_raises_leaves_no_cell_behind_that_answers(manager: CacheManager) -> None:
+    def weigher(value: object) -> int:
+        if value == (13, 0):
+            raise RuntimeError("no weight")
+        return 1
+
+    budget = Budget()
+    functions = [
+        made(manager, ttl=60, name=f"n{number}", backend=InMemoryBackend(weigher=weigher, budget=budget)) for number in range(4)
+    ]
+    for number, function in enumerate(functions):
+        for x in (5, 6, 13) if number == 2 else (5, 6):
+            assert [function(x), function(x)] == [(x, 0), (x, 0)]
+    with pytest.raises(RuntimeError, match="no weight"):
+        budget.limit(1_000)
+    VERSIONS[5] = 1
+    for function in functions:
+        function.invalidate(5)
+        assert [function(5), function(5), function(6)] == [(5, 1), (5, 1), (6, 0)]

@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from codomyrmex_cache import CacheManager, Entry, InMemoryBackend, cached
 from codomyrmex_cache.backends._cells import Budget, Cell
+from codomyrmex_cache.backends._ends import Ends
 from codomyrmex_cache.backends._eviction import Eviction, Resident
 from codomyrmex_cache.backends._weight import ENTRY_BYTES, weigh
 from codomyrmex_cache.errors import CacheConfigurationError
@@ -76,7 +77,7 @@ def test_a_scan_leaves_what_is_in_use() -> None:
 def test_the_wrappers_hits_keep_a_cell_as_reads_do() -> None:
     for use in ("hits", "touches"):
         order: Eviction[Resident] = Eviction()
-        used, unused = Resident(b"used", 1), [Resident(key_of(number), 1) for number in range(20)]
+        used, unused = Resident(b"used"), [Resident(key_of(number)) for number in range(20)]
         order.add(used)
         setattr(used, use, 2)
         for cell in unused:
@@ -114,18 +115,18 @@ def test_recent_keys_are_kept_where_they_come_back() -> None:
 def test_a_key_that_comes_back_soon_stays() -> None:
     order: Eviction[Resident] = Eviction()
     for number in range(10):
-        order.add(Resident(key_of(number), 1))
+        order.add(Resident(key_of(number)))
     gone = order.evict().key
-    order.add(Resident(gone, 1))
+    order.add(Resident(gone))
     for number in range(100, 110):
         assert order.evict().key != gone
-        order.add(Resident(key_of(number), 1))
+        order.add(Resident(key_of(number)))
 
 
 def test_a_cell_has_three_more_turns_at_most() -> None:
     """So a count of thousands from long ago does not keep a cell for ever."""
     order: Eviction[Resident] = Eviction()
-    cells = [Resident(key_of(number), 1) for number in range(100)]
+    cells = [Resident(key_of(number)) for number in range(100)]
     for cell in cells:
         order.add(cell)
     cells[0].hits = 1_000_000
@@ -134,6 +135,14 @@ def test_a_cell_has_three_more_turns_at_most() -> None:
     assert order.count == order.weight == 0
     with pytest.raises(IndexError):
         order.evict()
+
+
+class Weighed(Resident):
+    __slots__ = ("weight",)
+
+    def __init__(self, key: bytes, weight: int) -> None:
+        super().__init__(key)
+        self.weight = weight
 
 
 class PolicyMachine(RuleBasedStateMachine):
@@ -147,7 +156,7 @@ class PolicyMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 30), weight=st.integers(0, 50), proven=st.booleans())
     def add(self, number: int, weight: int, proven: bool) -> None:
         if key_of(number) not in self.cells:
-            cell = self.cells[key_of(number)] = Resident(key_of(number), weight)
+            cell = self.cells[key_of(number)] = Weighed(key_of(number), weight)
             self.order.add(cell, proven=proven)
 
     @precondition(lambda self: self.cells)
@@ -187,6 +196,71 @@ class PolicyMachine(RuleBasedStateMachine):
 
 TestPolicy = PolicyMachine.TestCase
 TestPolicy.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+
+
+class Mortal:
+    """What `Ends` needs to know of a cell."""
+
+    def __init__(self, until: float) -> None:
+        self.place, self.until = 1, until
+
+    def ends_at(self) -> float:
+        return self.until
+
+
+class EndsMachine(RuleBasedStateMachine):
+    """Whatever the lifetimes are and however the clock moves, those leave that have ended, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: Ends[Mortal] = Ends()
+        self.living: list[Mortal] = []
+        self.now = 0.0
+
+    @rule(seconds=st.integers(0, 12), count=st.integers(1, 30))
+    def add(self, seconds: int, count: int) -> None:
+        for _ in range(count):
+            self.living.append(Mortal(self.now + seconds))
+            self.ends.add(self.living[-1], self.now + seconds, len(self.living))
+
+    @precondition(lambda self: self.living)
+    @rule(data=st.data(), count=st.integers(1, 60))
+    def remove(self, data: st.DataObject, count: int) -> None:
+        first = data.draw(st.integers(0, len(self.living) - 1))
+        for cell in self.living[first : first + count]:
+            cell.place = 0
+        del self.living[first : first + count]
+
+    @rule(seconds=st.integers(-2, 5))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds
+        due = [cell for cell in self.living if cell.until <= self.now]
+        assert not due or self.ends.soonest <= self.now
+        assert sorted(map(id, self.ends.ended(self.now))) == sorted(map(id, due))
+        self.living = [cell for cell in self.living if cell.until > self.now]
+        for cell in due:
+            cell.place = 0
+
+    @invariant()
+    def bounded(self) -> None:
+        assert all(self.ends.soonest <= cell.until for cell in self.living)
+        kept = [cell for line in self.ends._lines for cell in line] + [cell for _, _, cell in self.ends._heap]
+        assert len(self.ends) == len(kept)
+        assert {id(cell) for cell in kept if cell.place} == {id(cell) for cell in self.living}
+
+
+TestEnds = EndsMachine.TestCase
+TestEnds.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def test_a_few_lifetimes_need_as_many_lines_and_no_heap() -> None:
+    ends: Ends[Mortal] = Ends()
+    draw, now = random.Random(1), 0.0
+    for living in range(1, 2_001):
+        now += draw.random()
+        until = now + draw.choice((10, 60, 3600, 86400))
+        ends.add(Mortal(until), until, living)
+    assert (len(ends._lines), ends._heap, len(ends)) == (4, [], 2_000)
 
 
 class BoundsMachine(RuleBasedStateMachine):
@@ -646,7 +720,7 @@ def test_a_fork_in_the_middle_of_an_eviction_goes_on() -> None:
     kept = cache.space.backend._kept
     with manager._budget.lock:
         kept._order.evict()  # and the cell is still in the dict
-        kept._ends.clear()
+        kept._ends = Ends()
         child = os.fork()
         if child == 0:
             for number in range(10):

@@ -22,7 +22,7 @@ FLOORS: dict[int, set[str]] = {
         "codecs", "envelope", "keys", "backends", "backends.base", "backends._lua"},
     2: {"_keying", "_versions", "markers", "backends.in_memory", "backends.file_based", "backends.redis", "backends.tiered",
         "backends._async_lines", "backends._breaker", "backends._cells", "backends._coherence", "backends._database",
-        "backends._debts", "backends._eviction", "backends._large", "backends._layout", "backends._lines",
+        "backends._debts", "backends._ends", "backends._eviction", "backends._large", "backends._layout", "backends._lines",
         "backends._mirror", "backends._plans", "backends._replies", "backends._rows", "backends._salvage",
         "backends._schema", "backends._stamps", "backends._target", "backends._tracking", "backends._upkeep",
         "backends._weight", "backends._wire"},

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
 from math import inf
+from operator import itemgetter
 from threading import Lock
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 from codomyrmex_cache._entry import Clock, Entry
 from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache.backends._ends import Ends
 from codomyrmex_cache.backends._eviction import Eviction, Resident
 from codomyrmex_cache.backends._weight import Weigher
 
-__all__ = ["NOTHING_DROPPED", "BareCell", "Budget", "Cell", "Cells", "Dropped", "Owner"]
+__all__ = ["NOTHING_DROPPED", "BareCell", "Budget", "Cell", "Cells", "Dropped", "KeyedCell", "LastingCell", "Owner"]
 
 _SWEEP_EVERY = 1_024
 """Writes between two looks for what has expired, where there is room; so that it does not stay for ever."""
@@ -28,19 +29,14 @@ class Cell(Resident):
     whether its `hits` are added up by somebody (see `stats.Counters`).
     """
 
-    __slots__ = ("cost", "deadline", "entry", "followed", "shared", "value")
+    __slots__ = ("cost", "deadline", "entry", "shared", "value")
 
-    owner: Any = None
-    """Who keeps it by something else than its key."""
-
-    def __init__(self, key: bytes, entry: Entry, weight: int = 1) -> None:
-        super().__init__(key, weight)
-        self.entry: Entry | None = entry
-        self.value: Any = entry.value
-        self.deadline = inf if entry.fresh_until is None else entry.fresh_until
-        self.cost = entry.cost
-        self.shared = entry.shared
-        self.followed = False
+    followed: bool
+    entry: Entry | None
+    value: Any
+    deadline: float
+    cost: float
+    shared: bool
 
     def kill(self) -> None:
         """No longer an answer: replaced, deleted or evicted."""
@@ -48,45 +44,99 @@ class Cell(Resident):
         self.value = None
         self.entry = None
 
+    def ends_at(self) -> float:
+        """From when on it may be dropped."""
+        entry = self.entry
+        if type(entry) is not Entry:
+            return self.deadline
+        return inf if entry.expires_at is None else entry.expires_at
+
+    def told_as(self) -> bytes:
+        """What who listens for evictions is told: its key, or what that would begin with."""
+        return self.key
+
+
+class KeyedCell(Cell):
+    """A cell that is found by its key, and weighed."""
+
+    __slots__ = ("followed", "weight")
+
+    def __init__(self, key: bytes, entry: Entry, weight: int = 1) -> None:
+        super().__init__(key)
+        self.weight = weight
+        self.entry = entry
+        self.value = entry.value
+        self.deadline = inf if entry.fresh_until is None else entry.fresh_until
+        self.cost = entry.cost
+        self.shared = entry.shared
+        self.followed = False
+
 
 class Owner(Protocol):
-    """Who keeps cells by something else than their keys; `head` is what the keys would begin with."""
+    """Who keeps cells by something else than their keys, all for so many seconds; `head` is what the keys would begin with."""
 
     head: bytes
+    seconds: float
 
     def close(self) -> None: ...
     def cells(self) -> list[Cell]: ...
 
 
 class BareCell(Cell):
-    """A cell without key and entry, as long as nobody asks for them."""
+    """A cell without key and entry, as long as nobody asks for them; its owner takes the place of the entry.
 
-    __slots__ = ("created", "owner")
+    There are many of these: ten attributes make it 112 bytes, and another one would make it 128.  Who makes it has its hits
+    added up, it is only kept where nobody weighs, and when it was stored follows from its deadline.
+    """
 
-    def __init__(
-        self, key: Any, value: Any, created: float, deadline: float, cost: float, shared: bool, owner: Owner
-    ) -> None:  # fmt: skip
+    __slots__ = ()
+
+    followed = True
+
+    def __init__(self, key: Any, value: Any, deadline: float, cost: float, shared: bool, owner: Owner) -> None:
         self.key = key
-        self.value, self.created, self.deadline, self.cost, self.shared = value, created, deadline, cost, shared
-        self.owner = self.entry = owner  # type: ignore[assignment]  # it is there to be seen as alive
-        self.weight = 1
+        self.value, self.deadline, self.cost, self.shared = value, deadline, cost, shared
+        self.entry = owner  # type: ignore[assignment]  # it is there to be seen as alive
         self.hits = self.touches = self.seen = self.place = 0
-        self.followed = False
+
+    def owner(self) -> Owner | None:
+        """Who keeps it by something else than its key; `None` once it has one, or is dead."""
+        entry: Any = self.entry
+        return None if type(entry) is Entry else entry
+
+    def stored_at(self, owner: Owner) -> float:
+        """When it was stored, by the clock of its deadline."""
+        return self.deadline - owner.seconds
+
+    def told_as(self) -> bytes:
+        owner = self.owner()
+        return self.key if owner is None else owner.head
+
+
+class LastingCell(BareCell):
+    """One that has no deadline, so it says itself when it was stored."""
+
+    __slots__ = ("created",)
+
+    created: float
+
+    def stored_at(self, owner: Owner) -> float:
+        return self.created
 
 
 class Dropped(NamedTuple):
-    """Cells to be killed once the lock is released, and those of them that had to make room, with where they were."""
+    """Cells to be killed once the lock is released, and as what and to whom is told who had to make room."""
 
     cells: list[Cell]
-    evicted: list[tuple[Cells, Cell]]
+    evicted: list[tuple[Cells, bytes]]
 
     def bury(self) -> None:
         """Outside the lock, since dropping a value may run a `__del__` that comes back here."""
         for cell in self.cells:
             cell.kill()
-        for cells, cell in self.evicted:
+        for cells, name in self.evicted:
             for listener in cells.listeners:
-                listener(cell.key if cell.owner is None else cell.owner.head)
+                listener(name)
 
 
 NOTHING_DROPPED = Dropped([], [])
@@ -109,13 +159,15 @@ class Budget:
         for member in list(self.members):
             member.close_bare(b"")
         dropped = Dropped([], [])
-        with self.lock:
-            before, self.max_bytes = self.max_bytes, inf if max_bytes is None else max_bytes
-            if inf in (before, self.max_bytes):
-                for member in list(self.members):
-                    member.weigh_again()
-            self.make_room(None, 0, dropped)
-        dropped.bury()
+        try:
+            with self.lock:
+                before, self.max_bytes = self.max_bytes, inf if max_bytes is None else max_bytes
+                if inf in (before, self.max_bytes):
+                    for member in list(self.members):
+                        member.weigh_again(dropped)
+                self.make_room(None, 0, dropped)
+        finally:  # a weigher may have raised
+            dropped.bury()
 
     def make_room(self, writer: Cells | None, weight: int, dropped: Dropped) -> None:
         """Until there is room for so many bytes more of the writer's, what has expired goes, and then who holds most evicts."""
@@ -162,7 +214,7 @@ class Cells:
         self._weigher, self._clock = weigher, clock
         self.budget = budget
         self._order: Eviction[Cell] = Eviction()
-        self._ends: list[tuple[float, int, Cell]] = []  # a heap; cells that have gone stay in it until they are half of it
+        self._ends: Ends[Cell] = Ends()
         self._written = 0
         with budget.lock:
             budget.members.add(self)
@@ -209,16 +261,16 @@ class Cells:
                 self.evict(dropped)
         if budget.max_bytes < inf:
             budget.make_room(self, weight, dropped)
-        cell = self.by_key[key] = Cell(key, entry, weight)
+        cell = self.by_key[key] = KeyedCell(key, entry, weight)
         if old is not None:
             order.remove(old)  # once more: all may have been rebuilt
             cell.touches = max(0, min(old.uses(), 3))
         order.add(cell, proven=proven)
         if entry.expires_at is not None:
-            self._note_end(entry.expires_at, cell)
+            self._ends.add(cell, entry.expires_at, order.count)
         return dropped
 
-    def put_bare(self, cell: BareCell, old: Cell | None) -> Dropped | None:
+    def put_bare(self, cell: BareCell, old: Cell | None, now: float) -> Dropped | None:
         """Keep a cell that its owner knows where to find, instead of an old one; what goes for it."""
         dropped, order = None, self._order
         if old is not None:
@@ -227,26 +279,26 @@ class Cells:
         self._written += 1
         if order.count >= self._max_entries or self._written % _SWEEP_EVERY == 0:
             dropped = dropped or Dropped([], [])
-            self.drop_expired(cell.created, dropped)
+            self.drop_expired(now, dropped)
             while order.count >= self._max_entries:
                 self.evict(dropped)
         order.add(cell)
         if cell.deadline < inf:
-            self._note_end(cell.deadline, cell)
+            self._ends.add(cell, cell.deadline, order.count)
         return dropped
 
     def name(self, cell: BareCell, key: bytes, digest: bytes, parts: Any) -> bool:
         """Give a bare cell its key and its entry; `False` if there is another one under that key."""
-        if cell.entry is not cell.owner:
-            return True  # it has gone meanwhile
+        owner = cell.owner()
+        if owner is None or not cell.place:
+            return True  # it has gone meanwhile, or is about to be killed
         if key in self.by_key:
             self._order.remove(cell)
             return False
         until = None if cell.deadline == inf else cell.deadline
-        cell.entry = Entry(
-            cell.value, cell.created, until, until, cell.cost, digest=digest, parts=parts, shared=cell.shared
+        cell.key, cell.entry = key, Entry(
+            cell.value, cell.stored_at(owner), until, until, cell.cost, digest=digest, parts=parts, shared=cell.shared
         )  # fmt: skip
-        cell.key, cell.owner = key, None
         self.by_key[key] = cell
         return True
 
@@ -255,12 +307,6 @@ class Cells:
         for owner in list(self.bare):
             if key.startswith(owner.head) or owner.head.startswith(key):
                 owner.close()
-
-    def _note_end(self, until: float, cell: Cell) -> None:
-        heappush(self._ends, (until, self._written, cell))
-        if len(self._ends) > 2 * self._order.count + 64:
-            self._ends = [end for end in self._ends if end[2].place]
-            heapify(self._ends)
 
     def pop(self, key: bytes) -> Cell | None:
         """The cell, no longer kept."""
@@ -276,8 +322,9 @@ class Cells:
         except IndexError:  # there is none, but it was told of one: a KeyboardInterrupt came in the middle of something
             self.rebuild()
             return
+        if cell.entry is not None:
+            dropped.evicted.append((self, cell.told_as()))
         self._drop(cell, dropped)
-        dropped.evicted.append((self, cell))
 
     def _drop(self, cell: Cell, dropped: Dropped) -> None:
         if (
@@ -289,32 +336,38 @@ class Cells:
     def drop_expired(self, now: float | None, dropped: Dropped) -> None:
         """What has expired by the clock, or by `now` where there is none, goes."""
         ends = self._ends
-        if not ends:
+        if ends.soonest == inf:
             return
         if self._clock is not None:
             now = self._clock()
-        while ends and now is not None and ends[0][0] <= now:
-            cell = heappop(ends)[2]
-            if cell.place:
-                self._order.remove(cell)
-                self._drop(cell, dropped)
+        if now is None or now < ends.soonest:
+            return
+        for cell in ends.ended(now):
+            self._order.remove(cell)
+            self._drop(cell, dropped)
 
-    def weigh_again(self) -> None:
-        """Bytes begin to count, or cease to."""
+    def weigh_again(self, dropped: Dropped) -> None:
+        """Bytes begin to count, or cease to; for cells that cannot say their weight there are others."""
         self.weighs = self._max_bytes < inf or self.budget.max_bytes < inf
         weights = [(cell, self.weigh(cell.value)) for cell in self.by_key.values()]
         for cell, weight in weights:
-            cell.weight = weight
+            if isinstance(cell, KeyedCell):
+                cell.weight = weight
+            elif cell.entry is not None:
+                weighed = KeyedCell(cell.key, cell.entry, weight)
+                weighed.touches = max(0, cell.uses())
+                dropped.cells.append(cell)
+                cell.deadline = -inf
+                self.by_key[cell.key] = weighed
         self.rebuild()
 
     def rebuild(self) -> None:
-        """The order of leaving and the heap of ends, anew from the cells that there are."""
+        """The order of leaving and the lines of ends, anew from the cells that there are."""
         self._order.clear()
-        self._ends = []
-        bare = [cell for owner in list(self.bare) for cell in owner.cells()]
-        for number, cell in enumerate((*self.by_key.values(), *bare), -len(self.by_key) - len(bare)):
+        self._ends = Ends()
+        cells = [*self.by_key.values(), *(cell for owner in list(self.bare) for cell in owner.cells())]
+        for cell in cells:
             self._order.add(cell)
-            end = None if cell.entry is None else cell.deadline if cell.owner is not None else cell.entry.expires_at
-            if end is not None and end < inf:
-                self._ends.append((end, number, cell))
-        heapify(self._ends)
+        for end, cell in sorted([(cell.ends_at(), cell) for cell in cells], key=itemgetter(0)):
+            if end < inf:
+                self._ends.add(cell, end, len(cells))

@@ -68,11 +68,13 @@ class Resident:
     threads is a use less, no more.
     """
 
-    __slots__ = ("hits", "key", "place", "seen", "touches", "weight")
+    __slots__ = ("hits", "key", "place", "seen", "touches")
 
-    def __init__(self, key: bytes, weight: int) -> None:
+    weight = 1
+    """A kind that is weighed has a slot for it."""
+
+    def __init__(self, key: bytes) -> None:
         self.key = key
-        self.weight = weight
         self.hits = self.touches = self.seen = 0
         self.place = _GONE
 
@@ -88,12 +90,12 @@ class Eviction(Generic[R]):
     """The order of leaving.  The caller has the lock, the cells by their keys, and the bounds.
 
     >>> order = Eviction()
-    >>> cells = [Resident(b"%d" % number, weight=10) for number in range(3)]
+    >>> cells = [Resident(b"%d" % number) for number in range(3)]
     >>> for cell in cells:
     ...     order.add(cell)
     >>> cells[0].hits += 1
     >>> order.evict().key, order.evict().key, order.weight
-    (b'2', b'1', 10)
+    (b'2', b'1', 1)
     """
 
     def __init__(self) -> None:
