@@ -171,6 +171,7 @@ class NearCells:
         cell = self.cells.pop(key, None)
         if cell is None:
             return None
+        cell.leave()
         self._order.remove(cell)
         assert cell.entry is not None  # what is killed has been removed before
         for name in self._names(key, cell.entry):
@@ -223,6 +224,8 @@ class NearCells:
         with self._lock:
             self._era += 1
             gone = list(self.cells.values())
+            for cell in gone:
+                cell.leave()
             self.cells.clear()
             self._order.clear()
             self._named.clear()

@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from codomyrmex_cache import MISSING, CacheManager, InMemoryBackend, cached
+from codomyrmex_cache import MISSING, CacheManager, Entry, InMemoryBackend, cached
 from codomyrmex_cache._bare import Bare, BareFlight
 from codomyrmex_cache._front import Front
-from codomyrmex_cache.backends.in_memory import Budget
+from codomyrmex_cache._near_cells import NearCells, Stamp
+from codomyrmex_cache.backends.in_memory import Budget, Cell
 from codomyrmex_cache.testing import FakeClock
 
 VERSIONS: dict[Any, int] = {}
@@ -681,3 +683,55 @@ def test_a_weigher_that_raises_leaves_no_cell_behind_that_answers(manager: Cache
     for function in functions:
         function.invalidate(5)
         assert [function(5), function(5), function(6)] == [(5, 1), (5, 1), (6, 0)]
+
+
+LEAVING: dict[str, Callable[[Any], object]] = {
+    "evicted": lambda f: f(2),
+    "replaced": lambda f: f.refresh(1),
+    "deleted": lambda f: f.invalidate(1),
+    "cleared": lambda f: f.clear(),
+    "weighed": lambda f: f.cache.space.backend._kept.budget.limit(10**9),
+}
+
+
+@pytest.mark.parametrize("name", LEAVING)
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_cell_that_leaves_answers_nobody_while_it_waits_to_be_killed(
+    manager: CacheManager, monkeypatch: pytest.MonkeyPatch, name: str, keyed: bool
+) -> None:
+    """Else who deletes the entry meanwhile finds nothing to kill, and is answered by it afterwards."""
+    function = made(manager, max_entries=1)
+    assert [function(1), function(1)] == [(1, 0), (1, 0)]
+    if keyed:
+        assert function.contains(1)
+    left, go_on, kill = threading.Event(), threading.Event(), Cell.kill
+
+    def slow(cell: Cell) -> None:
+        if threading.current_thread() is not threading.main_thread() and cell.value == (1, 0):
+            left.set()
+            assert go_on.wait(30)
+        kill(cell)
+
+    monkeypatch.setattr(Cell, "kill", slow)
+    with ThreadPoolExecutor(1) as pool:
+        leaving = pool.submit(LEAVING[name], function)
+        try:
+            assert left.wait(30)
+            VERSIONS[1] = 1
+            function.invalidate(1)
+            assert function(1) == (1, 1)
+        finally:
+            go_on.set()
+        leaving.result(30)
+
+
+def test_a_cell_near_that_leaves_answers_nobody_while_it_waits_to_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cell, "kill", lambda cell: None)
+    cells = NearCells(time.monotonic, 8)
+    for forget in (lambda: cells.forget([b"k"]), cells.forget_all):
+        cells.keep(b"k", Stamp(cells._era, cells._buckets[cells._bucket(b"k")], 0), Entry(1), 10, copy=True)
+        cell = cells.cell(b"k")
+        assert cell is not None
+        assert cell.deadline == inf
+        forget()
+        assert cell.deadline == -inf

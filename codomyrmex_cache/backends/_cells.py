@@ -38,6 +38,13 @@ class Cell(Resident):
     cost: float
     shared: bool
 
+    def leave(self) -> None:
+        """Answer nobody from now on.
+
+        Said before the lock is released: `kill` comes later, and who asks meanwhile to delete what it holds finds it gone.
+        """
+        self.deadline = -inf
+
     def kill(self) -> None:
         """No longer an answer: replaced, deleted or evicted."""
         self.deadline = -inf
@@ -249,6 +256,7 @@ class Cells:
         old, proven = self.by_key.get(key), False
         if old is not None:
             dropped.cells.append(old)
+            old.leave()
             proven = order.remove(old)
         if weight > self._max_bytes or weight > budget.max_bytes:
             self.by_key.pop(key, None)
@@ -312,6 +320,7 @@ class Cells:
         """The cell, no longer kept."""
         cell = self.by_key.pop(key, None)
         if cell is not None:
+            cell.leave()
             self._order.remove(cell)
         return cell
 
@@ -332,6 +341,7 @@ class Cells:
         ):  # else an interrupted `pop` had got so far, and a newer one must be found by who deletes
             del self.by_key[cell.key]
         dropped.cells.append(cell)
+        cell.leave()
 
     def drop_expired(self, now: float | None, dropped: Dropped) -> None:
         """What has expired by the clock, or by `now` where there is none, goes."""
@@ -357,7 +367,7 @@ class Cells:
                 weighed = KeyedCell(cell.key, cell.entry, weight)
                 weighed.touches = max(0, cell.uses())
                 dropped.cells.append(cell)
-                cell.deadline = -inf
+                cell.leave()
                 self.by_key[cell.key] = weighed
         self.rebuild()
 
