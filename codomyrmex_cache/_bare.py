@@ -48,6 +48,20 @@ __all__ = ["Bare", "bare_of"]
 
 _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
 
+_QUICK, _MOST_COSTS = 0.001, 4_096
+
+
+class _Costs(dict[float, float]):
+    """What quick loads took, once for all cells: the time of day comes in steps of 0.24 us, so these are few numbers."""
+
+    def __missing__(self, cost: float) -> float:
+        if cost < _QUICK and len(self) < _MOST_COSTS:
+            self[cost] = cost
+        return cost
+
+
+_COSTS = _Costs()
+
 
 class BareFlight(Flight):
     """A load on the short way; its wrapper calls and tells it like a `Run`.
@@ -161,7 +175,6 @@ class Bare:
         self._memo, self._front, self._counters = memo, memo.front, memo.counters
         self._space, self._kept, self._budget = memo.cache.space, backend._kept, backend._kept.budget
         self.seconds = inf if memo.rules.ttl is None else cast(float, memo.rules.ttl)
-        self._make_cell: type[BareCell] = LastingCell if self.seconds == inf else BareCell
         self._copy = memo.rules.copy
         self._clock = self._space.clock
         self._renew_locks()
@@ -267,9 +280,13 @@ class Bare:
                 self.leave(flight, place, Landed(Entry(value), None))
                 return None
             packed, shared = entry.value, entry.shared
-        cell = self._make_cell(place[1], packed, now + self.seconds, now - began, shared, self)
-        if type(cell) is LastingCell:
-            cell.created, cell.deadline = now, inf  # one infinity for all
+        cost = _COSTS[now - began]
+        cell: BareCell
+        if self.seconds < inf:
+            cell = BareCell(place[1], packed, now + self.seconds, cost, shared, self)
+        else:
+            cell = LastingCell(place[1], packed, inf, cost, shared, self)  # `now + inf` would be another infinity for each
+            cell.created = now
         with self._budget.lock:
             if self.loading.get(place) is flight:
                 del self.loading[place]
@@ -277,7 +294,7 @@ class Bare:
             dropped = self._kept.put_bare(cell, self._front.put(place, cell), now) if stored else None
         if dropped is not None:
             dropped.bury()
-        self._counters.loaded(now - began, cell if stored else None)
+        self._counters.loaded(cost, cell if stored else None)
         if flight._made is not None:
             flight.tell(Landed(Entry(value), Entry(packed, shared=shared)))
         return None

@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from codomyrmex_cache import MISSING, CacheManager, Entry, InMemoryBackend, cached
+from codomyrmex_cache import MISSING, CacheManager, Entry, InMemoryBackend, _bare, cached
 from codomyrmex_cache._bare import Bare, BareFlight
 from codomyrmex_cache._front import Front
 from codomyrmex_cache._near_cells import NearCells, Stamp
@@ -644,7 +644,27 @@ def test_all_that_is_kept_for_a_result_takes_little(manager: CacheManager, ttl: 
     finally:
         tracemalloc.stop()
     assert len(function.cache) == 8_001
-    assert (after - before) / 8_000 <= 270
+    assert (after - before) / 8_000 <= 250
+
+
+def test_what_quick_loads_took_is_kept_once_and_only_so_much_of_it(
+    manager: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = _bare._Costs()
+    monkeypatch.setattr(_bare, "_COSTS", costs)
+    monkeypatch.setattr(_bare, "_MOST_COSTS", 3)
+    clock = FakeClock()
+    function = cached("x", manager=CacheManager(clock=clock))(value_of)
+    taken = [2**-12, 2**-11, 2**-12, 1.5, 2**-13, 2**-14, 1.5, 2**-11]
+    HOOKS.append(lambda x: clock.advance(taken[x]))
+    for x in range(len(taken)):
+        function(x)
+    cells = sorted(bare_of(function).cells(), key=lambda cell: cell.value)  # type: ignore[union-attr]
+    assert [cell.cost for cell in cells] == taken
+    assert sorted(costs) == [2**-13, 2**-12, 2**-11]
+    assert cells[0].cost is cells[2].cost
+    assert cells[1].cost is cells[7].cost
+    assert function.stats().load_seconds == sum(taken)
 
 
 def test_bytes_that_begin_to_count_find_cells_that_were_not_weighed(manager: CacheManager) -> None:
