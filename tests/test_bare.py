@@ -755,3 +755,16 @@ def test_a_cell_near_that_leaves_answers_nobody_while_it_waits_to_be_killed(monk
         assert cell.deadline == inf
         forget()
         assert cell.deadline == -inf
+
+
+def test_a_cell_that_has_left_gets_no_key_while_it_waits_to_be_killed(
+    manager: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = made(manager, max_entries=1)
+    function(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Cell, "kill", lambda cell: None)
+        function(2)
+    assert not function.contains(1)
+    kept = function.cache.space.backend._kept
+    assert len(kept.by_key) == kept._order.count == 1

@@ -217,11 +217,13 @@ class EndsMachine(RuleBasedStateMachine):
         self.living: list[Mortal] = []
         self.now = 0.0
 
-    @rule(seconds=st.integers(0, 12), count=st.integers(1, 30))
-    def add(self, seconds: int, count: int) -> None:
-        for _ in range(count):
-            self.living.append(Mortal(self.now + seconds))
-            self.ends.add(self.living[-1], self.now + seconds, len(self.living))
+    @rule(seconds=st.integers(0, 12), count=st.integers(1, 30), falling=st.booleans())
+    def add(self, seconds: int, count: int, falling: bool) -> None:
+        for more in reversed(range(count)):
+            until = self.now + seconds + more * falling
+            self.living.append(Mortal(until))
+            self.ends.add(self.living[-1], until, len(self.living))
+            assert len(self.ends) <= 2 * len(self.living) + 64
 
     @precondition(lambda self: self.living)
     @rule(data=st.data(), count=st.integers(1, 60))
@@ -246,6 +248,8 @@ class EndsMachine(RuleBasedStateMachine):
         assert all(self.ends.soonest <= cell.until for cell in self.living)
         kept = [cell for line in self.ends._lines for cell in line] + [cell for _, _, cell in self.ends._heap]
         assert len(self.ends) == len(kept)
+        lasts = [line.last for line in self.ends._lines]
+        assert lasts == sorted(lasts, reverse=True)
         assert {id(cell) for cell in kept if cell.place} == {id(cell) for cell in self.living}
 
 

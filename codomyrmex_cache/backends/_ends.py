@@ -64,15 +64,17 @@ class Ends(Generic[C]):
         self._size += 1
         if self._size > 2 * living + 64:
             self._sweep()
-        for line in self._lines:
-            if line.last <= until:
-                break
-        else:
-            if len(self._lines) == _MOST_LINES:
-                heappush(self._heap, (until, id(cell), cell))
-                return
+        lines = self._lines  # the lasts of which decrease from line to line
+        if lines and lines[-1].last <= until:
+            for line in lines:
+                if line.last <= until:
+                    break
+        elif len(lines) < _MOST_LINES:
             line = _Line()
-            self._lines.append(line)
+            lines.append(line)
+        else:
+            heappush(self._heap, (until, id(cell), cell))
+            return
         line.last = until
         line.append(cell)
 
