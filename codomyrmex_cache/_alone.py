@@ -55,6 +55,11 @@ class Alone:
         except Exception:  # single-use, or not to be encoded: the others run the function themselves
             return Landed(entry, None)
 
+    def ended(self, value: Any) -> Any:
+        """The result of the call, whose function gave this."""
+        self.resume(value)
+        return self.finish()
+
     def finish(self) -> Any:
         """What the function gave."""
         return self.view(self._value) if self.view is not None and is_stream(self._value) else self._value

@@ -21,7 +21,9 @@ way is open, and `close` closes it under that lock: a cell is stored before, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import Token
 from functools import partial
 from math import inf
 from threading import Lock, get_ident
@@ -34,6 +36,7 @@ from codomyrmex_cache._entries import pack
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._flight import LEADING, Abandoned, Failed, Flight, Landed, Outcome, Phase
 from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache._front import SMALL
 from codomyrmex_cache._isolation import is_awaitable, is_stream, isolated
 from codomyrmex_cache._raising import own_copy
 from codomyrmex_cache.backends._cells import BareCell, Cell, LastingCell
@@ -61,12 +64,13 @@ class _Costs(dict[float, float]):
 
 
 _COSTS = _Costs()
+_new: Callable[[Any], Any] = object.__new__
 
 
 class BareFlight(Flight):
     """A load on the short way; its wrapper calls and tells it like a `Run`.
 
-    What most of them never need is said once, for the class: making one is a third of the cost of a short miss otherwise.
+    One is made for every short miss, so what most of them never need is said once, for the class, and `Bare.begin` says the rest.
     """
 
     key = b""
@@ -77,12 +81,12 @@ class BareFlight(Flight):
     load: object = True
     _waiting = 0
     _made: Future[Outcome] | None = None
-    _inner: ColdCall | None = None
+    bare: Bare
+    place: Any
+    began: float
+    token: Token[tuple[Flight, ...]]
 
-    def __init__(self, bare: Bare, place: Any) -> None:
-        self.thread = get_ident()
-        self._bare, self._place = bare, place
-        self._waits_for: list[Flight] = []
+    __init__ = object.__init__  # type: ignore[assignment]
 
     @property
     def carrier(self) -> Flight:  # type: ignore[override]
@@ -91,7 +95,12 @@ class BareFlight(Flight):
 
     @property
     def _lock(self) -> Lock:  # type: ignore[override]
-        return self._bare.waiting
+        return self.bare.waiting
+
+    @property
+    def _waits_for(self) -> list[Flight]:  # type: ignore[override]
+        found: list[Flight] = self.__dict__.setdefault("_waits", [])
+        return found
 
     @property
     def future(self) -> Future[Outcome]:  # type: ignore[override]
@@ -117,31 +126,58 @@ class BareFlight(Flight):
 
     def lead(self, now: float) -> BareFlight:
         """The caller leads it from now on."""
-        self._token = LEADING.set((*LEADING.get(), self))
-        self._began = now
+        self.token = LEADING.set((*LEADING.get(), self))
+        self.began = now
         return self
 
     def resume(self, value: Any, error: BaseException | None = None) -> None:
-        """What the function gave or raised, which is raised again."""
-        if self._inner is not None:
-            self._inner.resume(value, error)
-            self.load = self._inner.load
-            return
-        self.load = None
-        LEADING.reset(self._token)
-        if error is not None:
-            self._bare.failed(self, self._place, error, self._began)
-            raise error
-        self.value = value
-        try:
-            self._inner = self._bare.landed(self, self._place, value, self._began)
-        except BaseException as problem:  # interrupted: whoever waits starts over
-            self._bare.leave(self, self._place, Abandoned(problem))
-            raise
+        """What the function raised, which is raised again."""
+        assert error is not None
+        LEADING.reset(self.token)
+        self.bare.failed(self, self.place, error, self.began)
+        raise error
 
-    def finish(self) -> Any:
-        """The result of the call."""
-        return self.value if self._inner is None else self._inner.finish()
+    def ended(self, value: Any) -> Any:
+        """The result of the call, whose function gave this; it is kept, if that may be."""
+        bare, place = self.bare, self.place
+        try:
+            LEADING.reset(self.token)
+            now = bare.clock()
+            packed, shared = value, True
+            if type(value) not in _PLAIN:
+                entry = bare.packed(self, value, now)
+                if type(entry) is not Entry:
+                    return value if entry is None else entry.finish()
+                packed, shared = entry.value, entry.shared
+            cell = _new(bare.kind)  # without a frame for it
+            cell.key, cell.value, cell.shared, cell.entry = place[1], packed, shared, bare
+            cell.cost = cost = _COSTS[now - self.began]
+            cell.hits = cell.touches = cell.seen = cell.place = 0
+            if bare.kind is BareCell:
+                cell.deadline = now + bare.seconds
+            else:
+                cell.deadline, cell.created = inf, now  # `now + inf` would be another infinity for each
+            dropped, loading, kept = None, bare.loading, bare.kept
+            with bare.budget.lock:
+                if loading.get(place) is self:
+                    del loading[place]
+                stored = bare.open
+                if stored:
+                    old = bare.front.put(place, cell)
+                    pending = kept.pending
+                    pending.append(cell)
+                    if old is not None or len(pending) >= kept.most_pending:
+                        dropped = kept.settle(now, old)
+            if dropped is not None:
+                dropped.bury()
+            if not stored:
+                bare.counters.loaded(cost)
+            if self._made is not None:
+                self.tell(Landed(Entry(value), Entry(packed, shared=shared)))
+        except BaseException as problem:  # interrupted: whoever waits starts over
+            bare.leave(self, place, Abandoned(problem))
+            raise
+        return value
 
 
 class _Raising:
@@ -172,14 +208,17 @@ class Bare:
         self.head = memo.cache.space.stored(memo.keyer.prefix)
         self.open = True
         self.loading: dict[Any, BareFlight] = {}
-        self._memo, self._front, self._counters = memo, memo.front, memo.counters
-        self._space, self._kept, self._budget = memo.cache.space, backend._kept, backend._kept.budget
+        self.front, self.counters, self.clock = memo.front, memo.counters, memo.cache.space.clock
+        self.kept, self.budget = backend._kept, backend._kept.budget
+        self._memo, self._space = memo, memo.cache.space
         self.seconds = inf if memo.rules.ttl is None else cast(float, memo.rules.ttl)
         self._copy = memo.rules.copy
-        self._clock = self._space.clock
+        self.kind: Any = BareCell if self.seconds < inf else LastingCell
+        self._first = memo.front.single
         self._renew_locks()
         renew_after_fork(self)
-        self._front.use_clock(self._clock)
+        self.front.use_clock(self.clock)
+        self.front.use_cold(self.begin)
 
     def _renew_locks(self) -> None:
         self.waiting = Lock()
@@ -187,40 +226,46 @@ class Bare:
 
     # -- calls
 
-    def begin(self, bound: tuple[Any, ...]) -> BareFlight | Finished | _Raising | None:
-        """A load that this caller leads, or the result of another's; `None` to go the long way."""
-        place_of, loading = self._front.place_of, self.loading
-        while self.open:
-            place = place_of(bound)
-            if place is None:
-                return None
-            own = BareFlight(self, place)
-            flight = loading.setdefault(place, own)
-            if flight is own:
-                cells = self._front.cells.get(place[0])
-                cell = None if cells is None else cells.get(place[1])
-                if cell is None and self.open:
-                    return own.lead(self._clock())
-                return self._led(own, place, cell)
-            if flight.is_orphan:
-                self.leave(flight, place, Abandoned(RuntimeError("interrupted")))
-                continue
-            found = self._followed(flight, place)
-            if found is not None:
-                return found
-        return None
+    def begin(self, bound: tuple[Any, ...]) -> Any:
+        """A load that this caller leads, the result of another's, or a call that goes the long way."""
+        first = self._first
+        if first is not None and type(value := bound[first]) is int and -SMALL < value < SMALL:
+            place: Any = (int, value)
+        else:
+            place = self.front.place_of(bound)
+        if place is None or not self.open:
+            return self._memo.long(bound)
+        own = BareFlight()
+        own.bare, own.place, own.thread = self, place, get_ident()
+        flight = self.loading.setdefault(place, own)
+        if flight is not own:
+            return self._joined(flight, bound)
+        cells = self.front.cells.get(place[0])
+        cell = None if cells is None else cells.get(place[1])
+        if (cell is None or cell.entry is None) and self.open:
+            own.token = LEADING.set((*LEADING.get(), own))
+            own.began = self.clock()
+            return own
+        return self._led(own, place, cell) or self._memo.long(bound)
+
+    def _joined(self, flight: BareFlight, bound: tuple[Any, ...]) -> Any:
+        """The same for one who finds another's load."""
+        if flight.is_orphan:
+            self.leave(flight, flight.place, Abandoned(RuntimeError("interrupted")))
+            return self.begin(bound)
+        return self._followed(flight, flight.place) or self.begin(bound)
 
     def _led(self, own: BareFlight, place: Any, cell: Cell | None) -> BareFlight | Finished | None:
         """The same for one who leads where a cell lies already, or as the way closes."""
-        now = self._clock()
+        now = self.clock()
         if self.open and (cell is None or not now < cell.deadline):
             if cell is not None and cell.entry is not None:
-                self._counters.add("expirations")
+                self.counters.add("expirations")
             return own.lead(now)
         self.leave(own, place, Abandoned(RuntimeError("not led")))
         if not self.open or cell is None:
             return None
-        value, alive = cell.value, self._clock() < cell.deadline  # in this order: see Cell
+        value, alive = cell.value, self.clock() < cell.deadline  # in this order: see Cell
         return self._copied(value, cell.shared, cell) if alive else None
 
     def _copied(self, value: Any, shared: bool, cell: Cell | None) -> Finished | None:
@@ -230,14 +275,14 @@ class Bare:
         except CacheCodecError:
             return None
         if cell is None:
-            self._counters.add("coalesced")
+            self.counters.add("coalesced")
         else:
             cell.hits += 1
         return Finished(value)
 
     def _followed(self, flight: BareFlight, place: Any) -> Finished | _Raising | None:
         """What the load of another caller came to; `None` to start over."""
-        with self._budget.lock:
+        with self.budget.lock:
             if self.loading.get(place) is not flight:
                 return None
             flight.make_future()
@@ -250,7 +295,7 @@ class Bare:
         finally:
             flight.leave()
         if isinstance(outcome, Failed):
-            self._counters.add("coalesced")
+            self.counters.add("coalesced")
             return _Raising(own_copy(outcome.error))
         if not isinstance(outcome, Landed):
             return None
@@ -261,48 +306,25 @@ class Bare:
 
     def failed(self, flight: BareFlight, place: Any, error: BaseException, began: float) -> None:
         """The function raised."""
-        self._counters.load(self._clock() - began, failed=True)
-        self._counters.add("misses")
+        self.counters.load(self.clock() - began, failed=True)
+        self.counters.add("misses")
         self.leave(flight, place, Failed(error) if isinstance(error, Exception) else Abandoned(error))
 
-    def landed(self, flight: BareFlight, place: Any, value: Any, began: float) -> ColdCall | None:
-        """Keep the result, if that may be; a call that goes on with it the long way, if it is no plain one."""
-        now = self._clock()
-        if type(value) in _PLAIN:
-            packed, shared = value, True
-        else:
-            if is_awaitable(value) or is_stream(value):
-                return self._of_another_kind(flight, place, value)
-            entry = pack(self._space, Key(self._memo.keyer.prefix, b""), Entry(value), self._counters, copy=self._copy)
-            if entry is None:
-                self._counters.load(now - began)
-                self._counters.add("misses")
-                self.leave(flight, place, Landed(Entry(value), None))
-                return None
-            packed, shared = entry.value, entry.shared
-        cost = _COSTS[now - began]
-        cell: BareCell
-        if self.seconds < inf:
-            cell = BareCell(place[1], packed, now + self.seconds, cost, shared, self)
-        else:
-            cell = LastingCell(place[1], packed, inf, cost, shared, self)  # `now + inf` would be another infinity for each
-            cell.created = now
-        with self._budget.lock:
-            if self.loading.get(place) is flight:
-                del self.loading[place]
-            stored = self.open
-            dropped = self._kept.put_bare(cell, self._front.put(place, cell), now) if stored else None
-        if dropped is not None:
-            dropped.bury()
-        self._counters.loaded(cost, cell if stored else None)
-        if flight._made is not None:
-            flight.tell(Landed(Entry(value), Entry(packed, shared=shared)))
-        return None
+    def packed(self, flight: BareFlight, value: Any, now: float) -> Entry | ColdCall | None:
+        """What is kept of a value that others could change; `None` if it cannot be kept, a call if it is no plain result."""
+        if is_awaitable(value) or is_stream(value):
+            return self._of_another_kind(flight, flight.place, value)
+        entry = pack(self._space, Key(self._memo.keyer.prefix, b""), Entry(value), self.counters, copy=self._copy)
+        if entry is None:
+            self.counters.load(now - flight.began)
+            self.counters.add("misses")
+            self.leave(flight, flight.place, Landed(Entry(value), None))
+        return entry
 
     def _of_another_kind(self, flight: BareFlight, place: Any, value: Any) -> ColdCall:
         self.close()
         self.leave(flight, place, Abandoned(RuntimeError("no plain result")))
-        memo, bound = self._memo, self._front.bound_at(place)
+        memo, bound = self._memo, self.front.bound_at(place)
         call = ColdCall(memo, bound, memo._request(memo.keyer.key(bound), partial(memo._call, bound), bound))
         if call.load is not None:
             call.resume(value)
@@ -310,14 +332,14 @@ class Bare:
 
     def leave(self, flight: BareFlight, place: Any, outcome: Outcome) -> None:
         """The load has ended without a result to keep."""
-        with self._budget.lock:
+        with self.budget.lock:
             if self.loading.get(place) is flight:
                 del self.loading[place]
         flight.tell(outcome)
 
     def cells(self) -> list[Cell]:
         """Those without a key."""
-        return [cell for _, cell in self._front.bare_cells(self)]
+        return [cell for _, cell in self.front.bare_cells(self)]
 
     # -- the end of it
 
@@ -326,24 +348,26 @@ class Bare:
         with self._closing:
             if not self.open:
                 return
-            with self._budget.lock:
+            with self.budget.lock:
                 self.open = False
                 self.loading.clear()
-                cells = self._front.bare_cells(self)
+                self.kept.admit()
+                cells = self.front.bare_cells(self)
             for place, cell in cells:
-                self._name(self._front.bound_at(place), cell)
-            self._kept.bare.discard(self)
+                self._name(self.front.bound_at(place), cell)
+            self.kept.bare.discard(self)
+            self.front.use_cold(self._memo.long)
 
     def _name(self, bound: tuple[Any, ...], cell: BareCell) -> None:
         key, parts = self._memo.keyer.key(bound), self._memo._parts(bound)
-        with self._budget.lock:
-            known = self._kept.name(cell, self._space.stored(key.text), key.digest, parts)
+        with self.budget.lock:
+            known = self.kept.name(cell, self._space.stored(key.text), key.digest, parts)
         if not known:
             cell.kill()
 
     def after_fork(self) -> None:
         """The loads under way are the parent's."""
-        self.loading = {}
+        self.loading.clear()
         self._renew_locks()
 
 

@@ -34,6 +34,11 @@ class ColdCall(Run[Answer]):
         except AwaitableResult as result:
             self._awaitable = result.awaitable
 
+    def ended(self, value: Any) -> Any:
+        """The result of the call, whose function gave this."""
+        self.resume(value)
+        return self.finish()
+
     def finish(self) -> Any:
         """The result, or the exception raised."""
         if self._awaitable is not None:

@@ -37,7 +37,7 @@ from codomyrmex_cache.errors import CacheCodecError, UnkeyableError
 from codomyrmex_cache.keys import Key, Keyer
 from codomyrmex_cache.stats import Counters
 
-__all__ = ["Front", "Kind"]
+__all__ = ["SMALL", "Front", "Kind"]
 
 Kind = Literal["plain", "coroutine", "other"]
 """Of wrapper; "other" leaves all to what is cold."""
@@ -48,7 +48,7 @@ _MAX_TEXT = 4096
 """Longer strings are not kept as front keys: they would hold the memory that the bound on entries is there to limit."""
 
 _MAX_BITS = 512
-_SMALL = 1 << 62
+SMALL = 1 << 62
 _FIRST_PRUNING = 1024
 
 _MAX_FINGERPRINTS = 16_384
@@ -191,12 +191,22 @@ class Front:
         assert self._wrapper is not None
         self._wrapper.__globals__[f"{RESERVED}now"] = clock
 
+    def use_cold(self, cold: Callable[..., Any]) -> None:
+        """What answers from now on where there is no cell."""
+        assert self._wrapper is not None
+        self._wrapper.__globals__[f"{RESERVED}cold"] = cold
+
+    @property
+    def single(self) -> int | None:
+        """The index of the only parameter that counts, if there is but one."""
+        return self._first if self._single else None
+
     def place_of(self, bound: tuple[Any, ...]) -> tuple[Any, Any] | None:
         """Where the cell of these arguments lies; `None` if they do not lead there by themselves."""
         if self._single:
             value = bound[self._first]
             kind = type(value)
-            plain = kind is int and -_SMALL < value < _SMALL
+            plain = kind is int and -SMALL < value < SMALL
             return (kind, value) if plain or _interchangeable(value) else None
         values = bound if len(bound) == len(self._names) else tuple([bound[index] for index in self._keyer.kept])
         return (tuple(map(type, values)), values) if all(map(_interchangeable, values)) else None
@@ -371,7 +381,7 @@ _COLD = {
         except BaseException as {prefix}raised:
             {prefix}run.resume(None, {prefix}raised)
         else:
-            {prefix}run.resume({prefix}value)
+            return {prefix}run.ended({prefix}value)
     return {prefix}run.finish()
 """,
     "coroutine": "    return await {prefix}cold({bound})\n",

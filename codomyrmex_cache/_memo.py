@@ -119,10 +119,10 @@ class Memo:
 
     def cold(self, bound: tuple[Any, ...]) -> Any:
         """Answer a call that the front could not, as far as the function; if that gives an awaitable, so does this."""
-        if self.bare is not None:
-            run = self.bare.begin(bound)
-            if run is not None:
-                return run
+        return self.long(bound) if self.bare is None else self.bare.begin(bound)
+
+    def long(self, bound: tuple[Any, ...]) -> Any:
+        """The same by the key."""
         try:
             key = self.keyer.key(bound)
         except UnkeyableError as error:

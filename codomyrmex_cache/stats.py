@@ -197,19 +197,23 @@ class Counters:
             self.load_seconds += seconds
             self.load_seconds_max = max(self.load_seconds_max, seconds)
 
-    def loaded(self, seconds: float, cell: Counting | None) -> None:
-        """A miss whose function ran for so many seconds, and what it was stored as; several of the others in one."""
+    def loaded(self, seconds: float) -> None:
+        """A miss whose function ran for so many seconds."""
+        self.load(seconds)
+        self.add("misses")
+
+    def stored(self, cells: list[Counting]) -> None:
+        """Misses, and what their results are stored as: several of the others in one."""
+        costs = [cell.cost for cell in cells]
         with self._lock:
-            self.misses += 1
-            self.loads += 1
-            self.load_seconds += seconds
-            if seconds > self.load_seconds_max:
-                self.load_seconds_max = seconds
-            if cell is not None:
-                self.sets += 1
-                self._cells.append(cell)
-                if len(self._cells) >= self._folding_at:
-                    self._fold()
+            self.misses += len(cells)
+            self.loads += len(cells)
+            self.sets += len(cells)
+            self.load_seconds += sum(costs)
+            self.load_seconds_max = max(self.load_seconds_max, *costs)
+            self._cells += cells
+            if len(self._cells) >= self._folding_at:
+                self._fold()
 
     def error(self, kind: str) -> int:
         """Count a swallowed fault of this kind; answers how many there have been."""

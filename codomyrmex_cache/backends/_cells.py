@@ -17,6 +17,9 @@ from codomyrmex_cache.backends._weight import Weigher
 
 __all__ = ["NOTHING_DROPPED", "BareCell", "Budget", "Cell", "Cells", "Dropped", "KeyedCell", "LastingCell", "Owner"]
 
+_MOST_PENDING, _AHEAD = 64, 256
+"""Bare cells that get their places at once, and of how many cells one leaves ahead of need."""
+
 _SWEEP_EVERY = 1_024
 """Writes between two looks for what has expired, where there is room; so that it does not stay for ever."""
 
@@ -79,11 +82,18 @@ class KeyedCell(Cell):
         self.followed = False
 
 
+class Tally(Protocol):
+    """What an owner counts under the store's lock; see `stats.Counters`."""
+
+    def stored(self, cells: Any) -> None: ...
+
+
 class Owner(Protocol):
     """Who keeps cells by something else than their keys, all for so many seconds; `head` is what the keys would begin with."""
 
     head: bytes
     seconds: float
+    counters: Tally
 
     def close(self) -> None: ...
     def cells(self) -> list[Cell]: ...
@@ -223,6 +233,8 @@ class Cells:
         self._order: Eviction[Cell] = Eviction()
         self._ends: Ends[Cell] = Ends()
         self._written = 0
+        self.pending: list[BareCell] = []  # bare cells that have no place in the order yet; they count
+        self.most_pending = self._batch()
         with budget.lock:
             budget.members.add(self)
             self.weighs = self._max_bytes < inf or budget.max_bytes < inf
@@ -253,6 +265,8 @@ class Cells:
     def put(self, key: bytes, entry: Entry, weight: int) -> Dropped:
         """Keep the entry instead of what is there; one too heavy for the bounds only ends what is there."""
         dropped, budget, order = Dropped([], []), self.budget, self._order
+        if self.pending:
+            self.admit()
         old, proven = self.by_key.get(key), False
         if old is not None:
             dropped.cells.append(old)
@@ -276,24 +290,48 @@ class Cells:
         order.add(cell, proven=proven)
         if entry.expires_at is not None:
             self._ends.add(cell, entry.expires_at, order.count)
+        self.most_pending = self._batch()
         return dropped
 
-    def put_bare(self, cell: BareCell, old: Cell | None, now: float) -> Dropped | None:
-        """Keep a cell that its owner knows where to find, instead of an old one; what goes for it."""
-        dropped, order = None, self._order
+    def settle(self, now: float, old: Cell | None) -> Dropped | None:
+        """Give the bare cells that have come since the last time their places; what goes for them, and for them an old one.
+
+        Some go ahead of those to come where there is a place for many: one in 256 of all.
+        """
+        order, dropped, most = self._order, None, self._max_entries
         if old is not None:
             dropped = Dropped([old], [])
+            old.leave()
             order.remove(old)
-        self._written += 1
-        if order.count >= self._max_entries or self._written % _SWEEP_EVERY == 0:
+        before, self._written = self._written, self._written + len(self.pending)
+        if order.count + len(self.pending) > most or before // _SWEEP_EVERY != self._written // _SWEEP_EVERY:
             dropped = dropped or Dropped([], [])
             self.drop_expired(now, dropped)
-            while order.count >= self._max_entries:
-                self.evict(dropped)
-        order.add(cell)
-        if cell.deadline < inf:
-            self._ends.add(cell, cell.deadline, order.count)
+            if order.count + len(self.pending) > most:
+                least = most - max(len(self.pending), min(most // _AHEAD, _MOST_PENDING))
+                while order.count > least:
+                    self.evict(dropped)
+        self.admit()
         return dropped
+
+    def admit(self) -> None:
+        """The same where there is room for all of them."""
+        pending, order = self.pending, self._order
+        fresh = [cell for cell in pending if not cell.place]  # others, if an interruption came
+        order.add_all(fresh)
+        for cell in fresh:
+            if cell.deadline < inf:
+                self._ends.add(cell, cell.deadline, order.count)
+        owners = {cell.entry for cell in fresh}
+        for owner in owners:
+            if owner is not None and type(owner) is not Entry:
+                owner.counters.stored([cell for cell in fresh if cell.entry is owner] if len(owners) > 1 else fresh)
+        self.pending = []
+        self.most_pending = self._batch()
+
+    def _batch(self) -> int:
+        room = self._max_entries - self._order.count
+        return _MOST_PENDING if room >= _MOST_PENDING else max(1, int(room))
 
     def name(self, cell: BareCell, key: bytes, digest: bytes, parts: Any) -> bool:
         """Give a bare cell its key and its entry; `False` if there is another one under that key."""
@@ -374,7 +412,7 @@ class Cells:
     def rebuild(self) -> None:
         """The order of leaving and the lines of ends, anew from the cells that there are."""
         self._order.clear()
-        self._ends = Ends()
+        self._ends, self.pending = Ends(), []
         cells = [*self.by_key.values(), *(cell for owner in list(self.bare) for cell in owner.cells())]
         for cell in cells:
             self._order.add(cell)

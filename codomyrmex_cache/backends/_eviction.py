@@ -130,6 +130,11 @@ class Eviction(Generic[R]):
         if self.weight <= self._roomy:
             self._fill_main()
 
+    def add_all(self, cells: list[R]) -> None:
+        """The same for several that are new, of weight 1 each."""
+        for cell in cells:
+            self.add(cell)
+
     def remove(self, cell: R) -> bool:
         """The cell has been dropped; whether it was in `main`."""
         place = cell.place

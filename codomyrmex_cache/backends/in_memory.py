@@ -188,6 +188,7 @@ class InMemoryBackend:
 
     def count(self, prefix: bytes) -> int:
         with self._shared.lock:
+            self._kept.admit()
             bare = sum(len(owner.cells()) for owner in list(self._kept.bare) if owner.head.startswith(prefix))
             return bare + sum(key.startswith(prefix) for key in self._cells)
 
