@@ -86,7 +86,7 @@ class BareFlight(Flight):
     began: float
     token: Token[tuple[Flight, ...]]
 
-    __init__ = object.__init__  # type: ignore[assignment]
+    __init__ = object.__init__
 
     @property
     def carrier(self) -> Flight:  # type: ignore[override]
@@ -146,8 +146,10 @@ class BareFlight(Flight):
             packed, shared = value, True
             if type(value) not in _PLAIN:
                 entry = bare.packed(self, value, now)
-                if type(entry) is not Entry:
-                    return value if entry is None else entry.finish()
+                if entry is None:
+                    return value
+                if isinstance(entry, ColdCall):
+                    return entry.finish()
                 packed, shared = entry.value, entry.shared
             cell = _new(bare.kind)  # without a frame for it
             cell.key, cell.value, cell.shared, cell.entry = place[1], packed, shared, bare
@@ -163,9 +165,9 @@ class BareFlight(Flight):
                     del loading[place]
                 stored = bare.open
                 if stored:
-                    old = bare.front.put(place, cell)
                     pending = kept.pending
-                    pending.append(cell)
+                    pending.append(cell)  # first: what can be found must leave some day, even if an interruption comes
+                    old = bare.front.put(place, cell)
                     if old is not None or len(pending) >= kept.most_pending:
                         dropped = kept.settle(now, old)
             if dropped is not None:
@@ -214,6 +216,7 @@ class Bare:
         self.seconds = inf if memo.rules.ttl is None else cast(float, memo.rules.ttl)
         self._copy = memo.rules.copy
         self.kind: Any = BareCell if self.seconds < inf else LastingCell
+        self._cells = memo.front.cells
         self._first = memo.front.single
         self._renew_locks()
         renew_after_fork(self)
@@ -240,11 +243,11 @@ class Bare:
         flight = self.loading.setdefault(place, own)
         if flight is not own:
             return self._joined(flight, bound)
-        cells = self.front.cells.get(place[0])
+        cells = self._cells.get(place[0])
         cell = None if cells is None else cells.get(place[1])
         if (cell is None or cell.entry is None) and self.open:
-            own.token = LEADING.set((*LEADING.get(), own))
             own.began = self.clock()
+            own.token = LEADING.set((*LEADING.get(), own))
             return own
         return self._led(own, place, cell) or self._memo.long(bound)
 

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from codomyrmex_cache import MISSING, CacheManager, Entry, InMemoryBackend, _bare, cached
-from codomyrmex_cache._bare import Bare, BareFlight
+from codomyrmex_cache._bare import Bare
 from codomyrmex_cache._front import Front
 from codomyrmex_cache._near_cells import NearCells, Stamp
+from codomyrmex_cache.backends._eviction import Eviction
 from codomyrmex_cache.backends.in_memory import Budget, Cell
 from codomyrmex_cache.testing import FakeClock
 
@@ -543,14 +544,73 @@ def test_an_interruption_before_the_function_runs_leaves_nobody_waiting(
 ) -> None:
     function = made(manager)
 
-    def interrupted(flight: BareFlight, now: float) -> Any:
+    def interrupted() -> Any:
         raise KeyboardInterrupt
 
+    bare = bare_of(function)
+    assert bare is not None
     with monkeypatch.context() as patched:
-        patched.setattr(BareFlight, "lead", interrupted)
+        patched.setattr(bare, "clock", interrupted)
         with pytest.raises(KeyboardInterrupt):
             function(1)
+    assert list(bare.loading) == [(int, 1)]
     assert [function(1), function(1)] == [(1, 0), (1, 0)]
+    assert (bare.open, bare.loading) == (True, {})
+
+
+@pytest.mark.parametrize("step", ["add_all", "evict_many"])
+def test_an_interruption_while_cells_get_their_places_leaves_none_behind(
+    manager: CacheManager, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    function = made(manager, max_entries=20)
+    bare = bare_of(function)
+    assert bare is not None
+    for x in range(20):
+        function(x)
+    real = getattr(Eviction, step)
+
+    def interrupted(order: Any, *arguments: Any) -> None:
+        monkeypatch.undo()
+        real(order, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Eviction, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        function(20)
+    assert (bare.open, bare.loading) == (True, {})
+    for x in range(100, 200):
+        assert function(x) == (x, 0)
+    assert len(bare.cells()) == function.stats().size <= 20
+    assert bare.kept._order.count == len(bare.cells())
+
+
+def test_what_is_counted_is_exact_whenever_it_is_asked_for(manager: CacheManager) -> None:
+    """Cells get their places, and are counted, many at once."""
+    functions = [cached("x", manager=manager, name=name, max_entries=1000)(value_of) for name in "ab"]
+    for number in range(1, 300):
+        for function in functions:
+            function(number)
+        if number % 7 == 0:
+            stats = [function.stats() for function in functions]
+            assert [(each.misses, each.loads, each.sets, each.size) for each in stats] == [(number,) * 4] * 2
+    assert manager.stats("x").misses == 598
+
+
+@pytest.mark.parametrize("bound", [1, 2, 63, 64, 65, 300, 1000])
+def test_as_many_are_kept_as_there_is_room_for_and_no_more(manager: CacheManager, bound: int) -> None:
+    function = made(manager, max_entries=bound)
+    bare = bare_of(function)
+    assert bare is not None
+    for x in range(bound):
+        function(x)
+    RUNS.clear()
+    assert [function(x) for x in range(bound)] == [(x, 0) for x in range(bound)]
+    assert RUNS == []
+    for x in range(bound, 3 * bound):
+        function(x)
+        assert bound - 1 - bound // 256 <= len(bare.cells()) <= bound
+    stats = function.stats()
+    assert stats.evictions + stats.size == stats.misses == 3 * bound
 
 
 # -- the steps between which something may come
@@ -563,13 +623,13 @@ def test_a_leader_that_comes_just_after_another_has_landed_finds_the_result(
 
     def late(front: Front, bound: Any) -> Any:
         monkeypatch.setattr(Front, "place_of", place_of)
-        in_a_thread(lambda: function(1))
+        in_a_thread(lambda: function("a"))
         return place_of(front, bound)
 
     place_of = Front.place_of
     monkeypatch.setattr(Front, "place_of", late)
-    assert function(1) == (1, 0)
-    assert (RUNS, function.stats().hits, function.stats().misses) == ([1], 1, 1)
+    assert function("a") == ("a", 0)
+    assert (RUNS, function.stats().hits, function.stats().misses) == (["a"], 1, 1)
 
 
 def test_a_way_that_closes_when_a_leader_has_begun(manager: CacheManager, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,18 +82,12 @@ class KeyedCell(Cell):
         self.followed = False
 
 
-class Tally(Protocol):
-    """What an owner counts under the store's lock; see `stats.Counters`."""
-
-    def stored(self, cells: Any) -> None: ...
-
-
 class Owner(Protocol):
     """Who keeps cells by something else than their keys, all for so many seconds; `head` is what the keys would begin with."""
 
     head: bytes
     seconds: float
-    counters: Tally
+    counters: Any  # `stats.Counters`
 
     def close(self) -> None: ...
     def cells(self) -> list[Cell]: ...
@@ -146,17 +140,21 @@ class Dropped(NamedTuple):
 
     cells: list[Cell]
     evicted: list[tuple[Cells, bytes]]
+    owners: dict[Owner, int]
+    """How many of those who had to make room had an owner that counts them."""
 
     def bury(self) -> None:
         """Outside the lock, since dropping a value may run a `__del__` that comes back here."""
         for cell in self.cells:
             cell.kill()
+        for owner, number in self.owners.items():
+            owner.counters.add("evictions", number)
         for cells, name in self.evicted:
             for listener in cells.listeners:
                 listener(name)
 
 
-NOTHING_DROPPED = Dropped([], [])
+NOTHING_DROPPED = Dropped([], [], {})
 
 
 class Budget:
@@ -175,7 +173,7 @@ class Budget:
         """From now on it is so many bytes, `None` for no bound."""
         for member in list(self.members):
             member.close_bare(b"")
-        dropped = Dropped([], [])
+        dropped = Dropped([], [], {})
         try:
             with self.lock:
                 before, self.max_bytes = self.max_bytes, inf if max_bytes is None else max_bytes
@@ -264,7 +262,7 @@ class Cells:
 
     def put(self, key: bytes, entry: Entry, weight: int) -> Dropped:
         """Keep the entry instead of what is there; one too heavy for the bounds only ends what is there."""
-        dropped, budget, order = Dropped([], []), self.budget, self._order
+        dropped, budget, order = Dropped([], [], {}), self.budget, self._order
         if self.pending:
             self.admit()
         old, proven = self.by_key.get(key), False
@@ -300,34 +298,41 @@ class Cells:
         """
         order, dropped, most = self._order, None, self._max_entries
         if old is not None:
-            dropped = Dropped([old], [])
+            dropped = Dropped([old], [], {})
             old.leave()
             order.remove(old)
         before, self._written = self._written, self._written + len(self.pending)
         if order.count + len(self.pending) > most or before // _SWEEP_EVERY != self._written // _SWEEP_EVERY:
-            dropped = dropped or Dropped([], [])
+            dropped = dropped or Dropped([], [], {})
             self.drop_expired(now, dropped)
             if order.count + len(self.pending) > most:
-                least = most - max(len(self.pending), min(most // _AHEAD, _MOST_PENDING))
-                while order.count > least:
-                    self.evict(dropped)
+                least = int(most) - max(len(self.pending), min(int(most) // _AHEAD, _MOST_PENDING))
+                self._evict_many(order.count - least, dropped)
         self.admit()
         return dropped
 
     def admit(self) -> None:
         """The same where there is room for all of them."""
-        pending, order = self.pending, self._order
-        fresh = [cell for cell in pending if not cell.place]  # others, if an interruption came
-        order.add_all(fresh)
-        for cell in fresh:
-            if cell.deadline < inf:
-                self._ends.add(cell, cell.deadline, order.count)
-        owners = {cell.entry for cell in fresh}
-        for owner in owners:
-            if owner is not None and type(owner) is not Entry:
-                owner.counters.stored([cell for cell in fresh if cell.entry is owner] if len(owners) > 1 else fresh)
+        try:
+            self._admit([cell for cell in self.pending if not cell.place])  # others, if all have been rebuilt
+        except BaseException:  # an interruption; some may have a place and be in no queue
+            self.rebuild()
+            raise
         self.pending = []
         self.most_pending = self._batch()
+
+    def _admit(self, cells: list[BareCell]) -> None:
+        self._order.add_all(cells)
+        while cells:
+            owner: Any = cells[0].entry
+            own = [cell for cell in cells if cell.entry is owner]
+            cells = [] if len(own) == len(cells) else [cell for cell in cells if cell.entry is not owner]
+            if owner is None:
+                continue
+            owner.counters.stored(own)
+            if owner.seconds < inf:
+                for cell in own:
+                    self._ends.add(cell, cell.deadline, self._order.count)
 
     def _batch(self) -> int:
         room = self._max_entries - self._order.count
@@ -372,6 +377,28 @@ class Cells:
         if cell.entry is not None:
             dropped.evicted.append((self, cell.told_as()))
         self._drop(cell, dropped)
+
+    def _evict_many(self, number: int, dropped: Dropped) -> None:
+        """Several of them, if there are as many; mostly bare ones."""
+        leaving: list[Cell] = []
+        try:
+            self._order.evict_many(number, leaving)
+        except BaseException as problem:  # as above; some have left the order and nothing else
+            self.rebuild()
+            if not isinstance(problem, IndexError):
+                raise
+            return
+        for cell in leaving:
+            owner: Any = cell.entry
+            if owner is None:
+                continue
+            if type(owner) is Entry:
+                dropped.evicted.append((self, cell.told_as()))
+                self._drop(cell, dropped)
+                continue
+            cell.deadline = -inf
+            dropped.cells.append(cell)
+            dropped.owners[owner] = dropped.owners.get(owner, 0) + 1
 
     def _drop(self, cell: Cell, dropped: Dropped) -> None:
         if (

@@ -40,6 +40,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Sequence
 from math import inf
 from typing import Generic, TypeVar
 
@@ -130,10 +131,27 @@ class Eviction(Generic[R]):
         if self.weight <= self._roomy:
             self._fill_main()
 
-    def add_all(self, cells: list[R]) -> None:
+    def add_all(self, cells: Sequence[R]) -> None:
         """The same for several that are new, of weight 1 each."""
-        for cell in cells:
-            self.add(cell)
+        self.count += len(cells)
+        self.weight += len(cells)
+        if self._memory:
+            probation, main, comes_back = self._probation, self._main, self._comes_back
+            for cell in cells:
+                if comes_back(cell.key):
+                    cell.place = _RETURNED
+                    main.append(cell)
+                else:
+                    cell.place = _PROBATION
+                    self._on_probation += 1
+                    probation.append(cell)
+        else:
+            for cell in cells:
+                cell.place = _PROBATION
+            self._on_probation += len(cells)
+            self._probation.extend(cells)
+        if self.weight <= self._roomy:
+            self._fill_main()
 
     def remove(self, cell: R) -> bool:
         """The cell has been dropped; whether it was in `main`."""
@@ -155,15 +173,44 @@ class Eviction(Generic[R]):
         Raises:
             IndexError: there is none.
         """
+        leaving: list[R] = []
+        self.evict_many(1, leaving)
+        return leaving[0]
+
+    def evict_many(self, number: int, leaving: list[R]) -> None:
+        """The same for several, which are added to the list.
+
+        Raises:
+            IndexError: there are no more.
+        """
         self._roomy = self.weight * _ROOMY
-        cell = None
-        while cell is None:
-            has_share = self._on_probation >= self._share * self.weight and self._probation
-            cell = self._judged_new() if has_share else self._judged_old()
-        cell.place = _GONE
-        self.count -= 1
-        self.weight -= cell.weight
-        return cell
+        probation = self._probation
+        while number:
+            if probation and self._on_probation >= self._share * self.weight:
+                cell = probation.popleft()
+                if cell.place == _GONE:
+                    self._gone -= 1
+                    continue
+                self._on_probation -= cell.weight
+                uses = cell.hits + cell.touches
+                if uses - cell.seen >= _PROVEN:
+                    cell.seen = uses
+                    cell.place = _MAIN
+                    self._main.append(cell)
+                    continue
+                self._departures += 1
+                self._remember(cell.key, 0)
+                if self._share > _LEAST_SHARE:
+                    self._share = max(_LEAST_SHARE, self._share - _SHRINKING / self.count)
+            elif (found := self._judged_old()) is None:
+                continue
+            else:
+                cell = found
+            leaving.append(cell)
+            cell.place = _GONE
+            self.count -= 1
+            self.weight -= cell.weight
+            number -= 1
 
     def clear(self) -> list[R]:
         """All cells are dropped, and there is room; what has left before is remembered."""
@@ -175,23 +222,6 @@ class Eviction(Generic[R]):
         self.weight = self.count = self._on_probation = self._gone = 0
         self._roomy = inf
         return cells
-
-    def _judged_new(self) -> R | None:
-        cell = self._probation.popleft()
-        if cell.place == _GONE:
-            self._gone -= 1
-            return None
-        self._on_probation -= cell.weight
-        if cell.uses() >= _PROVEN:
-            cell.seen = cell.hits + cell.touches
-            cell.place = _MAIN
-            self._main.append(cell)
-            return None
-        self._departures += 1
-        self._remember(cell.key, 0)
-        if self._share > _LEAST_SHARE:
-            self._share = max(_LEAST_SHARE, self._share - _SHRINKING / self.count)
-        return cell
 
     def _judged_old(self) -> R | None:
         cell = self._main.popleft()
@@ -210,15 +240,15 @@ class Eviction(Generic[R]):
         return None
 
     def _fill_main(self) -> None:
-        probation = self._probation
-        while probation and self._on_probation - probation[0].weight >= self._share * self.weight:
+        probation, main, share = self._probation, self._main, self._share * self.weight
+        while probation and self._on_probation - probation[0].weight >= share:
             cell = probation.popleft()
             if cell.place == _GONE:
                 self._gone -= 1
             else:
                 self._on_probation -= cell.weight
                 cell.place = _MAIN
-                self._main.append(cell)
+                main.append(cell)
 
     def _sweep(self) -> None:
         for queue in (self._probation, self._main):
