@@ -70,7 +70,7 @@ _new: Callable[[Any], Any] = object.__new__
 class BareFlight(Flight):
     """A load on the short way; its wrapper calls and tells it like a `Run`.
 
-    One is made for every short miss, so what most of them never need is said once, for the class, and `Bare.begin` says the rest.
+    One is made for every short miss, so what most never need is said once, for the class, and `Bare.begin` says the rest.
     """
 
     key = b""

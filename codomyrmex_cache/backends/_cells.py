@@ -61,10 +61,6 @@ class Cell(Resident):
             return self.deadline
         return inf if entry.expires_at is None else entry.expires_at
 
-    def told_as(self) -> bytes:
-        """What who listens for evictions is told: its key, or what that would begin with."""
-        return self.key
-
 
 class KeyedCell(Cell):
     """A cell that is found by its key, and weighed."""
@@ -118,10 +114,6 @@ class BareCell(Cell):
     def stored_at(self, owner: Owner) -> float:
         """When it was stored, by the clock of its deadline."""
         return self.deadline - owner.seconds
-
-    def told_as(self) -> bytes:
-        owner = self.owner()
-        return self.key if owner is None else owner.head
 
 
 class LastingCell(BareCell):
@@ -194,6 +186,16 @@ class Budget:
         while sum(map(_weight, members)) > room:
             holders = [member for member in members if member.weight]
             max(holders, key=lambda member: member.weight + weight * (member is writer)).evict(dropped)
+
+    def before_fork(self) -> None:
+        """What this process has stored is its own to count."""
+        if not self.lock.locked():  # else by this very thread, if a signal handler forks
+            with self.lock:
+                for member in list(self.members):
+                    member.admit()
+
+    def after_fork_in_parent(self) -> None:
+        """Nothing was held."""
 
     def after_fork(self) -> None:
         """A fork may have copied the lock while another thread held it, in the middle of something."""
@@ -307,7 +309,8 @@ class Cells:
             self.drop_expired(now, dropped)
             if order.count + len(self.pending) > most:
                 least = int(most) - max(len(self.pending), min(int(most) // _AHEAD, _MOST_PENDING))
-                self._evict_many(order.count - least, dropped)
+                while order.count > least:
+                    self.evict(dropped, order.count - least)
         self.admit()
         return dropped
 
@@ -367,38 +370,26 @@ class Cells:
             self._order.remove(cell)
         return cell
 
-    def evict(self, dropped: Dropped) -> None:
-        """The cell that can best be spared goes."""
-        try:
-            cell = self._order.evict()
-        except IndexError:  # there is none, but it was told of one: a KeyboardInterrupt came in the middle of something
-            self.rebuild()
-            return
-        if cell.entry is not None:
-            dropped.evicted.append((self, cell.told_as()))
-        self._drop(cell, dropped)
-
-    def _evict_many(self, number: int, dropped: Dropped) -> None:
-        """Several of them, if there are as many; mostly bare ones."""
+    def evict(self, dropped: Dropped, number: int = 1) -> None:
+        """The cells that can best be spared go, so many of them."""
         leaving: list[Cell] = []
         try:
             self._order.evict_many(number, leaving)
-        except BaseException as problem:  # as above; some have left the order and nothing else
+        except BaseException as problem:  # KeyboardInterrupt, now or before: so the order was told of cells that have gone
             self.rebuild()
-            if not isinstance(problem, IndexError):
-                raise
-            return
+            if isinstance(problem, IndexError):
+                return
+            raise
         for cell in leaving:
             owner: Any = cell.entry
-            if owner is None:
+            if owner is not None and type(owner) is not Entry:
+                dropped.owners[owner] = dropped.owners.get(owner, 0) + 1
+                dropped.cells.append(cell)
+                cell.deadline = -inf
                 continue
-            if type(owner) is Entry:
-                dropped.evicted.append((self, cell.told_as()))
-                self._drop(cell, dropped)
-                continue
-            cell.deadline = -inf
-            dropped.cells.append(cell)
-            dropped.owners[owner] = dropped.owners.get(owner, 0) + 1
+            if owner is not None:
+                dropped.evicted.append((self, cell.key))
+            self._drop(cell, dropped)
 
     def _drop(self, cell: Cell, dropped: Dropped) -> None:
         if (
