@@ -17,6 +17,10 @@ more, since the one before may have landed after its first look.
 *Order.*  A leader enters itself in `loading` first and looks whether the way is open second; `close` says that it is closed
 first and reads `loading` second: one of them sees the other.  What lands is stored under the store's lock and only while the
 way is open, and `close` closes it under that lock: a cell is stored before, and gets its key, or not at all.
+
+*Many at once.*  What lands can be found at once, and counts for the bound at once.  Its place in the order of leaving, its
+statistics and its end are settled for up to 64 cells together, by who lands the last of them or asks first (`Cells.settle`);
+when the store is full, one in 256 leaves ahead of need.  An interruption amid that has all of it made anew.
 """
 
 from __future__ import annotations
