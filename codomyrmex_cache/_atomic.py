@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from math import inf
 
 from codomyrmex_cache._effects import Call, Effect, Flow, Now, Patience, Pause
@@ -11,6 +10,7 @@ from codomyrmex_cache._entries import Found, examine
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._heart import LEASE_SECONDS
 from codomyrmex_cache._policy import Ttl, Verdict, lifetime, new_entry
+from codomyrmex_cache._record import replace
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.backends.base import Begun
 from codomyrmex_cache.errors import CacheConnectionError, CacheError, cause_of

@@ -26,7 +26,6 @@ when the store is full, one in 256 leaves ahead of need.  An interruption amid t
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextvars import Token
 from functools import partial
 from math import inf
@@ -49,6 +48,8 @@ from codomyrmex_cache.errors import CacheCodecError
 from codomyrmex_cache.keys import Key
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from codomyrmex_cache._memo import Memo
 
 __all__ = ["Bare", "bare_of"]
@@ -120,6 +121,8 @@ class BareFlight(Flight):
     def make_future(self) -> None:
         """From now on it can be waited for."""
         if self._made is None:
+            from concurrent.futures import Future
+
             self._made = Future()
             self._made.set_running_or_notify_cancel()
 

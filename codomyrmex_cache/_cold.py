@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from inspect import iscoroutine
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from codomyrmex_cache._drive import Run
@@ -62,7 +62,7 @@ class Held:
         return awaitable
 
     def __del__(self) -> None:
-        if iscoroutine(self._awaitable):
+        if isinstance(self._awaitable, CoroutineType):
             self._awaitable.close()
 
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from codomyrmex_cache._effects import Ask, Behind, Call, Effect, Flow, Lead, Load, Now, Patience, Pause, Record, Wait
 from codomyrmex_cache._flight import LEADING, TIMED_OUT, Abandoned, Flight
 from codomyrmex_cache._isolation import is_awaitable
-from codomyrmex_cache._recording import Recording
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.backends.base import Begun
 from codomyrmex_cache.errors import CacheTimeoutError
 
 if TYPE_CHECKING:
     import asyncio
+
+    from codomyrmex_cache._recording import Recording
 
 __all__ = ["Run", "arun", "run", "wait"]
 
@@ -234,6 +235,8 @@ def _behind(space: Space, flow: Flow[None]) -> None:
 
 
 def _recording(space: Space, effect: Record) -> Recording:
+    from codomyrmex_cache._recording import Recording
+
     is_async = hasattr(type(effect.stream), "__anext__")
     drive: Any = arun if is_async else run
     recording: Recording

@@ -8,14 +8,16 @@ them by hand in any order.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._flight import Flight
 from codomyrmex_cache._policy import Rules
-from codomyrmex_cache._recording import Recording
 from codomyrmex_cache.keys import Key
 from codomyrmex_cache.stats import Counters
+
+if TYPE_CHECKING:
+    from codomyrmex_cache._recording import Recording
 
 __all__ = [
     "Answer", "Ask", "AwaitableResult", "Behind", "Call", "Effect", "Flow", "KeyMoved", "Lead", "Load", "Now", "Parts",

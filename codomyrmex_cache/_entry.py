@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal, overload
+
+from codomyrmex_cache._record import record
 
 __all__ = ["FUTURE_TOLERANCE", "MISSING", "Clock", "Entry", "Missing", "Parts"]
 
@@ -78,7 +79,7 @@ class Parts(Sequence[tuple[str, bytes]]):
         return repr(tuple(self))
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Entry:
     """One stored value with its times, in seconds of the namespace's clock.
 

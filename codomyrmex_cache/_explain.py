@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from codomyrmex_cache._effects import Call, Flow, Now, Parts
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._policy import Verdict, judge
+from codomyrmex_cache._record import record
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.errors import EnvelopeError
 from codomyrmex_cache.keys import Key, Keyer
@@ -20,7 +20,7 @@ MAX_COMPARED = 1_000
 """Entries looked at in search of the nearest."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Explanation:
     """What `explain` found; `str()` of it is the text for people.
 

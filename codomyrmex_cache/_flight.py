@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import IntEnum
@@ -24,6 +23,7 @@ from codomyrmex_cache._entry import Entry
 
 if TYPE_CHECKING:
     import asyncio
+    from concurrent.futures import Future
 
     from codomyrmex_cache._recording import Recording
 
@@ -137,6 +137,8 @@ class Flight:
     )
 
     def __init__(self, key: bytes, carrier: Flight | None = None) -> None:
+        from concurrent.futures import Future  # 5 ms, with `logging`: for the first load, not for the first hit
+
         self.key = key
         self.carrier = carrier or self
         self.thread = get_ident()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codomyrmex_cache._effects import Answer, AwaitableResult, Behind, Flow, KeyMoved, Lead, Load, Now, Patience, Request, Wait
 from codomyrmex_cache._entries import Found, answered, fetched, look, touched
@@ -13,9 +12,12 @@ from codomyrmex_cache._isolation import is_awaitable, is_stream
 from codomyrmex_cache._load import NOT_LOOKED, Looked, Terms, lead, looked_for, release, unchanged
 from codomyrmex_cache._policy import Verdict, is_due_early
 from codomyrmex_cache._raising import own_copy
-from codomyrmex_cache._recording import Listener, Recording
+from codomyrmex_cache._record import replace
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.errors import CacheCodecError, CacheTimeoutError, EnvelopeError
+
+if TYPE_CHECKING:
+    from codomyrmex_cache._recording import Listener, Recording
 
 __all__ = ["call", "compute", "follower_answer", "leader_answer", "opened", "stream_answer", "waited_in_vain"]
 
@@ -209,6 +211,8 @@ def opened(answer: Answer) -> tuple[Recording, Listener]:
     if answer.entry is None:
         assert answer.error is not None
         raise answer.error
+    from codomyrmex_cache._recording import Recording
+
     value = answer.entry.value
     if answer.entry.streamed and isinstance(value[0], Recording):
         found: tuple[Recording, Listener] = value
@@ -223,6 +227,8 @@ def opened(answer: Answer) -> tuple[Recording, Listener]:
 
 def _own(stream: Any) -> tuple[Recording, Listener]:
     """A caller's own stream, which nobody else hears."""
+    from codomyrmex_cache._recording import Recording
+
     is_async = hasattr(type(stream), "__anext__")
     recording = Recording(stream, is_async=is_async, bound=0, copy=False, keep=_nothing, gone=_nothing)
     listener = recording.listen()

@@ -11,7 +11,6 @@ from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from functools import lru_cache
-from inspect import CO_ITERABLE_COROUTINE
 from operator import is_
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import (
@@ -27,6 +26,7 @@ from types import (
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from codomyrmex_cache._record import Fields
 from codomyrmex_cache.errors import CacheCodecError
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ _are_atoms = _ATOMS.issuperset
 _HEAP_TYPE = 1 << 9
 """CPython's flag of classes made at run time."""
 
+_ITERABLE_COROUTINE = 0x100
+"""CPython's flag of code of generators that `await` takes, as in `inspect`."""
+
 _COPY_HOOKS = (
     "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__", "__getnewargs_ex__",
     "__getattr__", "__getattribute__",
@@ -58,7 +61,7 @@ _COPY_HOOKS = (
 _DESCRIPTORS = frozenset(
     {
         FunctionType, classmethod, staticmethod, property,
-        MemberDescriptorType, GetSetDescriptorType, ClassMethodDescriptorType,
+        MemberDescriptorType, GetSetDescriptorType, ClassMethodDescriptorType, Fields,
     }
 )  # fmt: skip
 """What a class may have that acts on its instances' attributes without keeping anything there; `cached_property` does, and
@@ -119,7 +122,7 @@ def _is_frozen(kind: type) -> bool:
 def is_awaitable(value: object) -> bool:
     """Whether `await` takes it; by its type alone, since a proxy's `__class__` may run code."""
     kind = type(value)
-    return hasattr(kind, "__await__") or (kind is GeneratorType and bool(value.gi_code.co_flags & CO_ITERABLE_COROUTINE))  # type: ignore[attr-defined]
+    return hasattr(kind, "__await__") or (kind is GeneratorType and bool(value.gi_code.co_flags & _ITERABLE_COROUTINE))  # type: ignore[attr-defined]
 
 
 def is_single_use(value: object) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from codomyrmex_cache._encoders import encode
 from codomyrmex_cache._entry import Parts
+from codomyrmex_cache._record import record
 from codomyrmex_cache._signature import RESERVED, Shape, compile_function
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 from codomyrmex_cache.keys import Key, Keyer, Part, Transform
@@ -19,7 +20,7 @@ __all__ = ["Keying", "Scope", "make_keyer"]
 Scope = Callable[[], object] | ContextVar[Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Keying:
     """The decorator's options that concern the key; see `cached`."""
 
@@ -125,7 +126,13 @@ def _has_annotated(function: Any) -> bool:
     if not hasattr(function, "__annotations__"):
         function = getattr(type(function), "__call__", function)  # noqa: B004
     annotations = getattr(function, "__annotations__", None) or {}
-    return any(not isinstance(hint, type) for hint in annotations.values())
+    around = getattr(function, "__globals__", {})
+    return not all(isinstance(_named(hint, around), type) for hint in annotations.values())
+
+
+def _named(hint: object, around: dict[str, Any]) -> object:
+    """What a postponed annotation that is a single name stands for; anything else as it is."""
+    return around.get(hint, vars(builtins).get(hint)) if isinstance(hint, str) else hint
 
 
 def _extra_parts(function: Any, keying: Keying) -> list[Part]:

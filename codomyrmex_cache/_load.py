@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codomyrmex_cache._effects import (
     Ask,
@@ -27,10 +26,13 @@ from codomyrmex_cache._heart import LEASE_SECONDS
 from codomyrmex_cache._isolation import is_awaitable, is_stream
 from codomyrmex_cache._policy import Verdict, error_lifetime, jittered, lifetime, new_entry
 from codomyrmex_cache._raising import told
-from codomyrmex_cache._recording import Recording
+from codomyrmex_cache._record import replace
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.backends.base import Begun, generation_name
 from codomyrmex_cache.errors import CacheBackendError, CacheCodecError, CacheConfigurationError, cause_of
+
+if TYPE_CHECKING:
+    from codomyrmex_cache._recording import Recording
 
 __all__ = [
     "NOT_LOOKED", "Looked", "Terms", "elected_for", "fields_of", "landed", "lead", "load", "looked_for", "release",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, unwrap
 from typing import TYPE_CHECKING, Any, Literal
 
 from codomyrmex_cache import _verbs as verbs
@@ -16,27 +13,30 @@ from codomyrmex_cache._drive import arun, run
 from codomyrmex_cache._effects import Answer, AwaitableResult, Request
 from codomyrmex_cache._entries import answered, read
 from codomyrmex_cache._entry import MISSING, Entry, Missing
-from codomyrmex_cache._explain import Explanation, explain
 from codomyrmex_cache._flow import call, opened
 from codomyrmex_cache._front import Front
 from codomyrmex_cache._isolation import is_awaitable, is_immutable
 from codomyrmex_cache._keying import Keying, make_keyer
+from codomyrmex_cache._kind import kind_of
 from codomyrmex_cache._load import NOT_LOOKED, Looked
+from codomyrmex_cache._log import Log
 from codomyrmex_cache._policy import Rules
+from codomyrmex_cache._record import replace
 from codomyrmex_cache._signature import RESERVED, compile_function, shape_of
 from codomyrmex_cache.cache import Cache
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 from codomyrmex_cache.keys import Key
 from codomyrmex_cache.stats import CacheStats
-from codomyrmex_cache.streams import AsyncCachedStream, CachedStream, Opened
 
 if TYPE_CHECKING:
     from codomyrmex_cache._bare import Bare
+    from codomyrmex_cache._explain import Explanation
     from codomyrmex_cache._lane import Lane
+    from codomyrmex_cache.streams import AsyncCachedStream, CachedStream, Opened
 
 __all__ = ["Memo", "Tags"]
 
-logger = logging.getLogger(__name__)
+logger = Log(__name__)
 
 Tags = Sequence[str] | Callable[..., Sequence[str]]
 """Tags of every result, or a function of the call's arguments that gives them."""
@@ -66,8 +66,9 @@ class Memo:
         self._strict = keying.strict
         self.counters = cache.counters(self.keyer.name)
         cache.expect(self.keyer.name, function, types)
-        self.is_async = iscoroutinefunction(function) or iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
-        self.gives_stream = isgeneratorfunction(function) or isasyncgenfunction(function)
+        kind = kind_of(function)
+        self.is_async, self._hinted, self._streams_async = kind.coroutine, kind.hinted, kind.async_generator
+        self.gives_stream = kind.generator or kind.async_generator
         if self.gives_stream and not rules.share_streams:
             raise CacheConfigurationError(
                 f"{self.keyer.name} is a generator function: its result can be used only once; "
@@ -75,7 +76,6 @@ class Memo:
             )
         hot = self.keyer.depends_on_arguments_only and rules.front and not self.gives_stream
         self.front = Front(self.shape, self.keyer, enabled=hot)
-        self._hinted = not self.is_async and iscoroutinefunction(unwrap(function))
         self._call = self._compiled(function)
         self._tagged = bool(tags)
         self._tags = self._compiled(tags) if callable(tags) else lambda _: tags
@@ -104,7 +104,7 @@ class Memo:
     @cached_property
     def bare(self) -> Bare | None:
         """The short way of its misses, if there is one."""
-        if self._tagged or self._hinted or self.is_async or self.gives_stream:
+        if self._tagged or self._hinted or self.is_async or self.gives_stream or self.cache.space.backend.payload == "bytes":
             return None
         from codomyrmex_cache._bare import bare_of
 
@@ -192,15 +192,13 @@ class Memo:
 
     def stream(self, bound: tuple[Any, ...]) -> Any:
         """Answer a call of a generator function: like a generator it does nothing before its first item is wanted."""
-        asynchronous = isasyncgenfunction(self.function)
+        asynchronous = self._streams_async
         try:
             key = self.keyer.key(bound)
         except UnkeyableError as error:
             return self._uncached(error, partial(self._call, bound))
         request = self._request(key, partial(self._call, bound), bound, awaits=asynchronous, later=True)
-        return (
-            AsyncCachedStream(partial(self._aopened, request)) if asynchronous else CachedStream(partial(self._opened, request))
-        )
+        return _heard(partial(self._aopened if asynchronous else self._opened, request), is_async=asynchronous)
 
     def _opened(self, request: Request) -> Opened:
         return opened(run(self.cache.space, call(self.cache.space, request)))
@@ -250,12 +248,12 @@ class Memo:
     def _view(self, answer: Answer, request: Request) -> CachedStream[Any] | AsyncCachedStream[Any]:
         first = [opened(answer)]
         if not first[0][0].is_async:
-            return CachedStream(lambda: first.pop() if first else self._opened(request))
+            return _heard(lambda: first.pop() if first else self._opened(request), is_async=False)
 
         async def open_it() -> Opened:
             return first.pop() if first else await self._aopened(request)
 
-        return AsyncCachedStream(open_it)
+        return _heard(open_it, is_async=True)
 
     def _uncached(self, error: UnkeyableError, invoke: Callable[[], Any]) -> Any:
         if self._strict:
@@ -293,7 +291,7 @@ class Memo:
         if not entry.streamed:
             return entry.value
         found = opened(Answer(entry))[0]
-        return AsyncCachedStream(found) if found.is_async else CachedStream(found)
+        return _heard(found, is_async=found.is_async)
 
     def contains(self, /, *args: Any, **kwargs: Any) -> bool:
         """Whether this call would be a hit."""
@@ -326,9 +324,7 @@ class Memo:
         if self.is_async:
             return self.arefresh(*args, **kwargs)
         bound = self._bind(*args, **kwargs)
-        request = self._request(
-            self.keyer.key(bound), partial(self._call, bound), bound, awaits=isasyncgenfunction(self.function)
-        )
+        request = self._request(self.keyer.key(bound), partial(self._call, bound), bound, awaits=self._streams_async)
         try:
             answer = run(self.cache.space, verbs.refresh(self.cache.space, request))
         except AwaitableResult as result:
@@ -376,7 +372,7 @@ class Memo:
         try:
             found: Explanation = run(self.cache.space, self._explanation(args, kwargs))
         except UnkeyableError as error:
-            return Explanation("unkeyable", "", str(error))
+            return _unkeyable(error)
         return found
 
     async def aexplain(self, /, *args: Any, **kwargs: Any) -> Explanation:
@@ -384,7 +380,7 @@ class Memo:
         try:
             found: Explanation = await arun(self.cache.space, self._explanation(args, kwargs))
         except UnkeyableError as error:
-            return Explanation("unkeyable", "", str(error))
+            return _unkeyable(error)
         return found
 
     def _explanation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -392,6 +388,8 @@ class Memo:
 
     def explained(self, bound: tuple[Any, ...]) -> Any:
         """The flow that explains a bound call."""
+        from codomyrmex_cache._explain import explain
+
         return explain(self.cache.space, self.keyer, self.keyer.key(bound), self._parts(bound), self.counters)
 
     def clear(self) -> int:
@@ -417,7 +415,7 @@ class Memo:
 
     def stored(self, bound: tuple[Any, ...], value: Any) -> Any:
         """The flow that stores a value as the result of a bound call."""
-        asynchronous = isasyncgenfunction(self.function)
+        asynchronous = self._streams_async
         if self.gives_stream:
             value = (asynchronous, list(value), None)
         return verbs.store(
@@ -436,3 +434,15 @@ def _constant(result: Any) -> Callable[[], Any]:
 
 def _nothing() -> None:
     """Stands for a function that is not run."""
+
+
+def _heard(source: Any, *, is_async: bool) -> CachedStream[Any] | AsyncCachedStream[Any]:
+    from codomyrmex_cache.streams import AsyncCachedStream, CachedStream
+
+    return AsyncCachedStream(source) if is_async else CachedStream(source)
+
+
+def _unkeyable(error: UnkeyableError) -> Explanation:
+    from codomyrmex_cache._explain import Explanation
+
+    return Explanation("unkeyable", "", str(error))

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import partial
-from inspect import unwrap
 from types import SimpleNamespace
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -213,7 +212,10 @@ def _returned(function: Any) -> Any:
     try:
         while True:
             inner = function.func if isinstance(function, partial) else getattr(function, "__func__", function)
-            inner = unwrap(inner)
+            if hasattr(inner, "__wrapped__"):
+                from inspect import unwrap
+
+                inner = unwrap(inner)
             if inner is function:
                 break
             function = inner

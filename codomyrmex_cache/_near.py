@@ -17,7 +17,6 @@ told of since.  What was begun before the tracking began is not kept either.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,6 +25,7 @@ from typing import Any, Protocol
 from weakref import finalize
 
 from codomyrmex_cache._entry import Clock, Entry
+from codomyrmex_cache._log import Log
 from codomyrmex_cache._near_cells import DEFAULT_NEAR_BYTES, NearCells, Stamp, kill
 from codomyrmex_cache.backends.in_memory import DEFAULT_MAX_ENTRIES
 
@@ -46,7 +46,7 @@ _ENDING_SECONDS = 1.0
 
 _NOTHING = nullcontext()
 
-logger = logging.getLogger(__name__)
+logger = Log(__name__)
 
 
 class Tracks(Protocol):

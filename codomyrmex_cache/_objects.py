@@ -14,7 +14,6 @@ from abc import ABCMeta
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -192,7 +191,8 @@ def _encoder_of(kind: type) -> Encoder:
     for base in _BASES:
         if issubclass(kind, base):
             return _subclass(base)
-    if is_dataclass(kind) and not any(_is_native(base) for base in kind.__mro__[:-1]):  # its attributes are all it has
+    is_dataclass = hasattr(kind, "__dataclass_fields__")
+    if is_dataclass and not any(_is_native(base) for base in kind.__mro__[:-1]):  # its attributes are all it has
         return _object(b"A", _attributes)
     return _object(b"O", _reduced if _reduces_itself(kind) else lambda value: (_reduced(value), _attributes(value)))
 

@@ -6,14 +6,14 @@ cannot be kept apart from its first holder is not stored.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._isolation import is_immutable, is_single_use, isolated
+from codomyrmex_cache._log import Log
+from codomyrmex_cache._record import replace
 from codomyrmex_cache.errors import CacheCodecError, EnvelopeError
 from codomyrmex_cache.keys import owner_of
 
@@ -22,7 +22,7 @@ __all__ = ["ObjectPayloads", "Payloads", "refuse_single_use"]
 _SLOW_SECONDS = 0.05
 """A copy that takes longer is worth a word: every hit takes that long too."""
 
-logger = logging.getLogger(__name__)
+logger = Log(__name__)
 
 
 class Payloads(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import inf, isfinite, log
 from types import MappingProxyType
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from codomyrmex_cache._duration import Duration, to_seconds
 from codomyrmex_cache._entry import FUTURE_TOLERANCE, Entry
+from codomyrmex_cache._record import record, replace
 from codomyrmex_cache.errors import CacheConfigurationError
 
 __all__ = [
@@ -30,6 +30,9 @@ DEFAULT_STREAM_MAX = 16 * 2**20
 """Bytes of one stream kept while it runs: some 4 million tokens of text."""
 
 
+_NO_ERRORS: Mapping[type[Exception], float | None] = MappingProxyType({})
+
+
 class Verdict(Enum):
     """What may be done with a stored entry at some moment."""
 
@@ -38,7 +41,7 @@ class Verdict(Enum):
     EXPIRED = "expired"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Rules:
     """What a decorator says about time and storing; every field is validated by `checked`.
 
@@ -64,7 +67,7 @@ class Rules:
     early: float = 0.0
     touch: bool = False
     store_if: Callable[[Any], object] | None = None
-    errors: Mapping[type[Exception], float | None] = field(default_factory=lambda: MappingProxyType({}))
+    errors: Mapping[type[Exception], float | None] = _NO_ERRORS
     wait: float | None = None
     on_wait_timeout: OnWaitTimeout = "compute"
     copy: bool = True

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 from functools import cache
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, cast
 
 from codomyrmex_cache._isolation import is_awaitable
+from codomyrmex_cache._log import Log
 from codomyrmex_cache._recording import INSIDE, PATIENCE, Broken, Failed, Listener, Recording, Turn
 from codomyrmex_cache.errors import CacheStreamError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pump", "pump_of", "take"]
 
-_logger = logging.getLogger(__name__)
+_logger = Log(__name__)
 
 
 async def take(recording: Recording, listener: Listener) -> Any:

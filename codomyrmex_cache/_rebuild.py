@@ -15,7 +15,6 @@ from abc import ABCMeta
 from collections.abc import Callable, Iterable
 from enum import EnumType, Flag
 from hashlib import blake2b
-from inspect import get_annotations
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
@@ -104,7 +103,7 @@ def _is_tame_object(kind: Any, base: Any) -> bool:
     get, put = kind.__getstate__, getattr(kind, "__setstate__", None)
     if base is not None and issubclass(kind, base):
         return get is base.__getstate__ and put is base.__setstate__
-    makers = ("dataclasses", "attr._make")
+    makers = ("dataclasses", "attr._make", "codomyrmex_cache._record")
     return (get is object.__getstate__ or _given_by(get, *makers)) and (put is None or _given_by(put, *makers))
 
 
@@ -117,6 +116,8 @@ def annotations_of(owner: Any) -> dict[str, Any]:
         import annotationlib
 
         return annotationlib.get_annotations(owner, format=annotationlib.Format.FORWARDREF)
+    from inspect import get_annotations
+
     return get_annotations(owner)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache._isolation import is_immutable, isolated
+from codomyrmex_cache._log import Log
 from codomyrmex_cache._raising import own_copy
 from codomyrmex_cache.errors import CacheCodecError, CacheStreamError
 
@@ -20,7 +20,7 @@ __all__ = [
     "INSIDE", "PATIENCE", "Abandoned", "Broken", "Exhausted", "Failed", "Listener", "Recording", "Turn", "approximate_size",
 ]  # fmt: skip
 
-_logger = logging.getLogger(__name__)
+_logger = Log(__name__)
 
 PATIENCE = 1.0
 """Seconds between two looks at whether whoever draws a stream still can."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from codomyrmex_cache._chunks import Buffer, Chunks
 from codomyrmex_cache._entry import FUTURE_TOLERANCE, Entry
 from codomyrmex_cache._payload import refuse_single_use
+from codomyrmex_cache._record import replace
 from codomyrmex_cache.backends.base import namespace_prefix
 from codomyrmex_cache.codecs import Coder, Types
 from codomyrmex_cache.envelope import Seal

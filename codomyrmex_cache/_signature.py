@@ -10,25 +10,40 @@ needed (a miss) but never merge two.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from inspect import Parameter
 from types import CodeType, FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
+
+from codomyrmex_cache._record import record
 
 __all__ = ["RESERVED", "Shape", "compile_function", "shape_of"]
 
 RESERVED = "_cached_"
 """Names of generated code begin with this; a function with such a parameter is bound as `*args, **kwargs`."""
 
-_RAW = inspect.Signature(
-    [Parameter("args", Parameter.VAR_POSITIONAL), Parameter("kwargs", Parameter.VAR_KEYWORD)],
-)
+_POSITIONAL_ONLY, _PLAIN, _VAR_POSITIONAL, _KEYWORD_ONLY, _VAR_KEYWORD = range(5)
+"""The kinds of parameters, numbered as in `inspect`, which a plain function does without: it takes 5 ms to import."""
+
+_HAS_VAR_POSITIONAL, _HAS_VAR_KEYWORD = 0x04, 0x08
+"""CPython's flags of code."""
+
+_REQUIRED = object()
+"""For the default of a parameter that has none."""
 
 
-@dataclass(frozen=True, slots=True)
+class _Parameter(NamedTuple):
+    name: str
+    kind: int
+    default: object = _REQUIRED
+
+
+_Parameters = tuple[_Parameter, ...]
+
+_RAW = (_Parameter("args", _VAR_POSITIONAL), _Parameter("kwargs", _VAR_KEYWORD))
+
+
+@record(frozen=True, slots=True)
 class Shape:
     """A signature in the four forms generated code needs.
 
@@ -58,29 +73,31 @@ class Shape:
 
 def shape_of(function: Callable[..., object]) -> Shape:
     """The shape to bind calls of `function` with."""
-    parameters = (_true_signature(function) or _RAW).parameters.values()
+    parameters = _true_parameters(function)
+    if parameters is None:
+        parameters = _RAW
     if any(parameter.name.startswith(RESERVED) for parameter in parameters):
-        parameters = _RAW.parameters.values()
+        parameters = _RAW
     declared, passed, unpacked = [], [], []
     defaults: dict[str, object] = {}
     previous: Any = None
     for index, parameter in enumerate(parameters):
         name, kind = parameter.name, parameter.kind
-        if previous is Parameter.POSITIONAL_ONLY and kind is not Parameter.POSITIONAL_ONLY:
+        if previous is _POSITIONAL_ONLY and kind is not _POSITIONAL_ONLY:
             declared.append("/")
-        if kind is Parameter.KEYWORD_ONLY and previous not in (Parameter.KEYWORD_ONLY, Parameter.VAR_POSITIONAL):
+        if kind is _KEYWORD_ONLY and previous not in (_KEYWORD_ONLY, _VAR_POSITIONAL):
             declared.append("*")
-        stars = "*" if kind is Parameter.VAR_POSITIONAL else "**" if kind is Parameter.VAR_KEYWORD else ""
+        stars = "*" if kind is _VAR_POSITIONAL else "**" if kind is _VAR_KEYWORD else ""
         text = stars + name
-        if parameter.default is not Parameter.empty:
+        if parameter.default is not _REQUIRED:
             text += f"={RESERVED}default{index}"
             defaults[f"{RESERVED}default{index}"] = parameter.default
         declared.append(text)
-        keyword = f"{name}=" if kind is Parameter.KEYWORD_ONLY else stars
+        keyword = f"{name}=" if kind is _KEYWORD_ONLY else stars
         passed.append(f"{keyword}{name}")
         unpacked.append(f"{keyword}{RESERVED}bound[{index}]")
         previous = kind
-    if previous is Parameter.POSITIONAL_ONLY:
+    if previous is _POSITIONAL_ONLY:
         declared.append("/")
     return Shape(
         names=tuple(parameter.name for parameter in parameters),
@@ -89,28 +106,54 @@ def shape_of(function: Callable[..., object]) -> Shape:
         unpacked=", ".join(unpacked),
         defaults=defaults,
         variadic=any("*" in text and len(text) > 1 for text in declared),
-        keywords=next((item.name for item in parameters if item.kind is Parameter.VAR_KEYWORD), None),
+        keywords=next((item.name for item in parameters if item.kind is _VAR_KEYWORD), None),
     )
 
 
-def _true_signature(function: Callable[..., object]) -> inspect.Signature | None:
+def _true_parameters(function: Callable[..., object]) -> _Parameters | None:
     if isinstance(function, MethodType):
-        unbound = _true_signature(function.__func__)
+        unbound = _true_parameters(function.__func__)
         return None if unbound is None else _without_first(unbound)
     if isinstance(function, partial):
         inner = function.func
         plain = isinstance(inner, FunctionType) and not {"__wrapped__", "__signature__"} & set(inner.__dict__)
-        return inspect.signature(function) if plain else None
-    if isinstance(function, FunctionType) and "__signature__" not in function.__dict__:
-        return inspect.signature(function, follow_wrapped=False)
-    return None
-
-
-def _without_first(signature: inspect.Signature) -> inspect.Signature | None:
-    first, *rest = signature.parameters.values() or (None,)
-    if first is None or first.kind is Parameter.KEYWORD_ONLY or first.kind is Parameter.VAR_KEYWORD:
+        return _inspected(function) if plain else None
+    if not isinstance(function, FunctionType) or "__signature__" in function.__dict__:
         return None
-    return signature if first.kind is Parameter.VAR_POSITIONAL else signature.replace(parameters=rest)
+    by_partialmethod = {"_partialmethod", "__partialmethod__"} & set(function.__dict__)
+    return _inspected(function) if by_partialmethod else _declared(function)
+
+
+def _declared(function: FunctionType) -> _Parameters:
+    """The parameters of the function's own code."""
+    code = function.__code__
+    names, positional = code.co_varnames, code.co_argcount
+    defaults, by_keyword = function.__defaults__ or (), function.__kwdefaults__ or {}
+    given = (_REQUIRED,) * (positional - len(defaults)) + defaults
+    kinds = [_POSITIONAL_ONLY if index < code.co_posonlyargcount else _PLAIN for index in range(positional)]
+    parameters = [_Parameter(*each) for each in zip(names, kinds, given, strict=False)]
+    end = positional + code.co_kwonlyargcount
+    if code.co_flags & _HAS_VAR_POSITIONAL:
+        parameters.append(_Parameter(names[end], _VAR_POSITIONAL))
+    parameters += [_Parameter(name, _KEYWORD_ONLY, by_keyword.get(name, _REQUIRED)) for name in names[positional:end]]
+    if code.co_flags & _HAS_VAR_KEYWORD:
+        parameters.append(_Parameter(names[end + bool(code.co_flags & _HAS_VAR_POSITIONAL)], _VAR_KEYWORD))
+    return tuple(parameters)
+
+
+def _inspected(function: Callable[..., object]) -> _Parameters:
+    from inspect import Parameter, signature
+
+    return tuple(
+        _Parameter(name, int(each.kind), _REQUIRED if each.default is Parameter.empty else each.default)
+        for name, each in signature(function, follow_wrapped=False).parameters.items()
+    )
+
+
+def _without_first(parameters: _Parameters) -> _Parameters | None:
+    if not parameters or parameters[0].kind in (_KEYWORD_ONLY, _VAR_KEYWORD):
+        return None
+    return parameters if parameters[0].kind == _VAR_POSITIONAL else parameters[1:]
 
 
 @lru_cache(maxsize=512)

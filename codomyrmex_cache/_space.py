@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +13,7 @@ from codomyrmex_cache._entry import Clock
 from codomyrmex_cache._flight import Flights
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache._heart import Heart
+from codomyrmex_cache._log import Log
 from codomyrmex_cache._payload import Payloads
 from codomyrmex_cache.backends.base import (
     AsyncBackend,
@@ -42,7 +42,7 @@ _MINUTE = 60.0
 _REFRESHES = 8
 """Threads that refresh at the same time in one namespace; beyond that the next stale hit tries again."""
 
-logger = logging.getLogger(__name__)
+logger = Log(__name__)
 
 
 class Space:

@@ -11,7 +11,6 @@ the fingerprint of its shape, before anything is made; a name is never imported.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from math import isfinite
@@ -19,6 +18,7 @@ from struct import pack, unpack
 from typing import Any, Protocol, TypeAlias
 from uuid import UUID, SafeUUID
 
+from codomyrmex_cache._record import record
 from codomyrmex_cache.errors import CacheCodecError
 
 __all__ = ["LARGE", "MAX_DEPTH", "Buffer", "Memory", "Packer", "Recipe", "Recipes", "UnnamedTypeError", "Unpacker", "mutable"]
@@ -55,7 +55,7 @@ class UnnamedTypeError(CacheCodecError):
         super().__init__(f"class {name[:200]!r} is not named by the types in force here")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Memory:
     """Flat memory of an array, read only, written without a copy where it can be; it comes back as a buffer that may be
     written to."""
@@ -63,7 +63,7 @@ class Memory:
     content: memoryview | bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Recipe:
     """How the values of one class are taken apart and made again."""
 

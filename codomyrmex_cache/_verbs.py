@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from codomyrmex_cache._effects import Answer, Call, Flow, KeyMoved, Now, Request
@@ -13,6 +12,7 @@ from codomyrmex_cache._flight import Abandoned, Flight, Landed, Streaming
 from codomyrmex_cache._flow import compute, stream_answer
 from codomyrmex_cache._load import Terms, load, terms_of
 from codomyrmex_cache._policy import Ttl, Verdict, lifetime, new_entry, prolonged
+from codomyrmex_cache._record import replace
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.backends.base import Begun, generation_name
 from codomyrmex_cache.keys import Key

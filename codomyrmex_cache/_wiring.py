@@ -5,18 +5,18 @@ The rooms of a backend (its codec, its files, its client) are imported when a na
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from codomyrmex_cache._duration import Duration, to_seconds
 from codomyrmex_cache._entry import Clock
+from codomyrmex_cache._log import Log
 from codomyrmex_cache._payload import ObjectPayloads, Payloads
+from codomyrmex_cache._record import record, replace
 from codomyrmex_cache._space import OnError, Space
 from codomyrmex_cache.backends.base import Backend, namespace_prefix
 from codomyrmex_cache.backends.in_memory import DEFAULT_MAX_ENTRIES, InMemoryBackend, check_max_bytes, check_max_entries
@@ -52,7 +52,7 @@ BUDGET = "memory"
 
 BUILT_IN = ("in_memory", "file_based", "redis")
 
-logger = logging.getLogger(__name__)
+logger = Log(__name__)
 
 
 class StoreOptions(TypedDict, total=False):
@@ -82,7 +82,7 @@ class CacheOptions(StoreOptions, total=False):
     strict: bool | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Options:
     """What may be said about a namespace; `None` means not said.
 
@@ -167,9 +167,11 @@ class Options:
 
     def over(self, defaults: Options) -> Options:
         """These options, completed by `defaults`."""
-        said = {field.name: getattr(self, field.name) for field in fields(Options)}
+        said = {name: getattr(self, name) for name in _OPTIONS}
         return replace(defaults, **{name: value for name, value in said.items() if value is not None})
 
+
+_OPTIONS: tuple[str, ...] = tuple(Options.__annotations__)
 
 _NEAR_WHERE = 'near={!r}: the near cache is of backend="redis", and this is {}'
 
@@ -206,15 +208,15 @@ def combined(name: str, first: Options, second: Options) -> Options:
         CacheConfigurationError: they contradict each other; both values are named.
     """
     values: dict[str, Any] = {}
-    for field in fields(Options):
-        old, new = getattr(first, field.name), getattr(second, field.name)
-        if old is not None and new is not None and not _same(field.name, old, new):
-            shown = ("another one", "the first") if field.name == "secret" else (repr(new), repr(old))
+    for option in _OPTIONS:
+        old, new = getattr(first, option), getattr(second, option)
+        if old is not None and new is not None and not _same(option, old, new):
+            shown = ("another one", "the first") if option == "secret" else (repr(new), repr(old))
             raise CacheConfigurationError(
-                f"namespace {name!r} was set up with {field.name}={shown[1]} and is now asked for with "
-                f"{field.name}={shown[0]}: use the same value, leave it out, or choose another namespace"
+                f"namespace {name!r} was set up with {option}={shown[1]} and is now asked for with "
+                f"{option}={shown[0]}: use the same value, leave it out, or choose another namespace"
             )
-        values[field.name] = new if old is None else old
+        values[option] = new if old is None else old
     return Options(**values)
 
 

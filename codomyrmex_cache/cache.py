@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import replace
-from inspect import iscoroutine
 from threading import Lock
-from typing import Any, TypeVar, overload
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from codomyrmex_cache import _verbs as verbs
 from codomyrmex_cache._atomic import add, incr
@@ -21,13 +20,16 @@ from codomyrmex_cache._flow import call
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache._policy import Rules, Ttl, validated_ttl
 from codomyrmex_cache._quick import QuickGet, QuickSet, Seen, quick_ways
+from codomyrmex_cache._record import replace
 from codomyrmex_cache._space import Space
 from codomyrmex_cache._totals import Found, Tally, follow, state_of, stats_of, tally_of
 from codomyrmex_cache._wiring import Options, check_namespace, combined, open_space, resolved
 from codomyrmex_cache.errors import CacheConfigurationError
 from codomyrmex_cache.keys import direct_key
-from codomyrmex_cache.locks import CacheLock
 from codomyrmex_cache.stats import CacheStats, Counters, Scope
+
+if TYPE_CHECKING:
+    from codomyrmex_cache.locks import CacheLock
 
 __all__ = ["Cache"]
 
@@ -155,7 +157,7 @@ class Cache:
         try:
             value: T = run(self.space, call(self.space, request)).result()
         except AwaitableResult as found:
-            if iscoroutine(found.awaitable):
+            if isinstance(found.awaitable, CoroutineType):
                 found.awaitable.close()
             raise CacheConfigurationError(f"the loader of {key!r} gave an awaitable: use aget_or_load") from None
         return value
@@ -215,6 +217,8 @@ class Cache:
             name: any str; locks and keys do not meet.
             wait: how long to wait for it until `CacheTimeoutError`; `None` for as long as it takes.
         """
+        from codomyrmex_cache.locks import CacheLock
+
         return CacheLock(self.space, direct_key(name).text, None if wait is None else to_seconds(wait, "wait"))
 
     # -- many at once

@@ -13,12 +13,12 @@ A value may go on living in the `bytearray` or writable `memoryview` frames that
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal
 
 from codomyrmex_cache._named import NO_TYPES, Types, types_of
 from codomyrmex_cache._plain import json_bytes, json_value, safe_dumps, safe_frames, safe_loads, safe_value
+from codomyrmex_cache._record import record
 from codomyrmex_cache._tagged import Buffer, UnnamedTypeError
 from codomyrmex_cache.errors import CacheCodecError, CacheConfigurationError
 
@@ -48,7 +48,7 @@ _FORMATS = (1 << _FORMAT_BITS) - 1
 _DIGEST = 16
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Codec:
     """A format of your own: two functions and a name.
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import FunctionType
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, Unpack, overload
 
 from codomyrmex_cache._duration import Duration
 from codomyrmex_cache._entry import Entry, Missing
-from codomyrmex_cache._explain import Explanation
 from codomyrmex_cache._keying import Keying, Scope
 from codomyrmex_cache._memo import Memo, Tags
 from codomyrmex_cache._policy import DEFAULT_STREAM_MAX, OnWaitTimeout, Rules, Ttl
@@ -19,6 +18,9 @@ from codomyrmex_cache.cache import Cache
 from codomyrmex_cache.errors import CacheConfigurationError
 from codomyrmex_cache.manager import CacheManager
 from codomyrmex_cache.stats import CacheStats
+
+if TYPE_CHECKING:
+    from codomyrmex_cache._explain import Explanation
 
 __all__ = ["CachedClassMethod", "CachedFunction", "cached"]
 

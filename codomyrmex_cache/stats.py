@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from sys import getrefcount
 from threading import Lock
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache._record import record
 
 __all__ = ["CacheStats", "Counters"]
 
@@ -33,10 +33,12 @@ SUMMED = (
 STATES = ("", "closed", "half_open", "open")
 """Of a backend's circuit breaker, the worst last."""
 
+_NO_ERRORS: Mapping[str, int] = MappingProxyType({})
+
 Scope = Literal["process", "all"]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class CacheStats:
     """What happened in one function, namespace or manager up to the moment of the call.
 
@@ -62,7 +64,7 @@ class CacheStats:
     load_seconds_max: float = 0.0
     seconds_saved: float = 0.0
     size: int | None = 0
-    errors: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    errors: Mapping[str, int] = _NO_ERRORS
     backend: str = ""
 
     @property

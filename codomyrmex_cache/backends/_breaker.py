@@ -5,7 +5,6 @@ Closed, open, half open: Nygard, Release It!, chapter "Stability Patterns".
 
 from __future__ import annotations
 
-import logging
 import time
 from threading import Lock
 from typing import Literal
@@ -13,6 +12,7 @@ from typing import Literal
 from codomyrmex_cache._chance import draw
 from codomyrmex_cache._entry import Clock
 from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache._log import Log
 from codomyrmex_cache.errors import CircuitOpenError
 
 __all__ = ["Breaker", "State"]
@@ -24,7 +24,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 _JITTER = 0.2
 """Share of a pause by which it is shortened at random, so that many processes do not probe a returning server at once."""
 
-logger = logging.getLogger(__name__)
+logger = Log(__name__)
 
 
 class Breaker:

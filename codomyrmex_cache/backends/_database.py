@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 import time
@@ -18,6 +17,7 @@ from urllib.parse import quote
 
 from codomyrmex_cache._folders import check_private, is_on_network, make_private_folder, sync_folder, tag_as_cache
 from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache._log import Log
 from codomyrmex_cache.backends._salvage import (
     alone,
     check_schema,
@@ -51,7 +51,7 @@ _DOUBT_SECONDS = 1.0
 _CACHE_KIBIBYTES = 8192
 """Pages kept by each connection."""
 
-logger = logging.getLogger(__name__)
+logger = Log(__name__)
 
 
 def _nothing() -> None:

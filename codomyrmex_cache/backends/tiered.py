@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from codomyrmex_cache._entry import Clock, Entry
 from codomyrmex_cache._fork import renew_after_fork
+from codomyrmex_cache._log import Log
+from codomyrmex_cache._record import replace
 from codomyrmex_cache.backends._stamps import Copy, Stamps, Ticket, Writing, packed, unpacked
 from codomyrmex_cache.backends.base import AsyncBackend, Backend, Begun, ReportsEvictions
 from codomyrmex_cache.errors import CacheConfigurationError, cause_of
@@ -23,7 +23,7 @@ DEFAULT_BOUND = 5.0
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger = Log(__name__)
 
 
 class Step(NamedTuple):
