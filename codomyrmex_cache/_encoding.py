@@ -14,19 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
-from fractions import Fraction
 from struct import Struct
 from types import EllipsisType, NotImplementedType
 from typing import Any
-from uuid import UUID
 from weakref import ref
 
 from xxhash import xxh3_128_digest
 
 from codomyrmex_cache.errors import UnkeyableError
 
-__all__ = ["BUILT_IN", "RESOLVE", "RESOLVED", "Encoder", "encode", "encode_buffer", "encode_into", "encode_plain"]
+__all__ = ["BUILT_IN", "LATE", "RESOLVE", "RESOLVED", "Encoder", "encode", "encode_buffer", "encode_into", "encode_plain"]
 
 Encoder = Callable[[Any, bytearray, int], None]
 
@@ -242,11 +239,16 @@ BUILT_IN: dict[type, Encoder] = {
     time: _by_parts(b"h", _time_parts),
     timedelta: _by_parts(b"e", lambda value: (value.days, value.seconds, value.microseconds)),
     timezone: _by_parts(b"z", _timezone_parts),
-    Decimal: _by_parts(b"m", lambda value: tuple(value.as_tuple())),
-    Fraction: _by_parts(b"q", lambda value: (value.numerator, value.denominator)),
-    UUID: _by_parts(b"u", lambda value: (value.bytes,)),
     range: _by_parts(b"r", lambda value: (value.start, value.stop, value.step)),
     slice: _by_parts(b"L", lambda value: (value.start, value.stop, value.step)),
     EllipsisType: lambda value, out, depth: out.extend(b"."),
     NotImplementedType: lambda value, out, depth: out.extend(b"!"),
 }
+
+
+LATE: dict[str, Encoder] = {
+    "decimal": _by_parts(b"m", lambda value: tuple(value.as_tuple())),
+    "fractions": _by_parts(b"q", lambda value: (value.numerator, value.denominator)),
+    "uuid": _by_parts(b"u", lambda value: (value.bytes,)),
+}
+"""Of `late_classes`, by module; they become built in when a value of theirs is met."""

@@ -7,9 +7,7 @@ import io
 import re
 from copyreg import dispatch_table
 from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
 from enum import Enum
-from fractions import Fraction
 from functools import lru_cache
 from operator import is_
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
@@ -24,8 +22,8 @@ from types import (
     NotImplementedType,
 )
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
+from codomyrmex_cache._late import late_classes
 from codomyrmex_cache._record import Fields
 from codomyrmex_cache.errors import CacheCodecError
 
@@ -34,14 +32,15 @@ if TYPE_CHECKING:
 
 __all__ = ["is_awaitable", "is_immutable", "is_single_use", "is_stream", "isolated"]
 
-_ATOMS: frozenset[type] = frozenset(
+_ATOMS: set[type] = set(
     {
         type(None), bool, int, float, complex, str, bytes, range, type, EllipsisType, NotImplementedType,
-        datetime, date, time, timedelta, timezone, Decimal, Fraction, UUID, re.Pattern,
+        datetime, date, time, timedelta, timezone, re.Pattern,
         PosixPath, PurePosixPath, WindowsPath, PureWindowsPath, FunctionType, BuiltinFunctionType,
     }
 )  # fmt: skip
-"""Types whose instances `copy.deepcopy` hands back as they are, or that have no way to be changed."""
+"""Types whose instances `copy.deepcopy` hands back as they are, or that have no way to be changed; `late_classes` join them
+when they are met."""
 
 _are_atoms = _ATOMS.issuperset
 """Of the types of many values at once, without a line of Python for each."""
@@ -100,6 +99,9 @@ def _take_apart(kind: type) -> Callable[[Any], Collection[object]] | None:
     """What gives all that a value of this type holds, if it cannot be given anything else to hold."""
     if kind is frozenset or kind is tuple:
         return kind
+    if kind in late_classes():
+        _ATOMS.add(kind)
+        return lambda value: ()
     if issubclass(kind, tuple) and not kind.__dictoffset__:  # a named tuple, `os.stat_result`
         return lambda value: tuple(tuple.__iter__(value))
     if issubclass(kind, (Enum, type)):

@@ -15,19 +15,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from enum import Enum
-from fractions import Fraction
 from os import urandom
 from os.path import basename, splitext
 from pathlib import PurePath
 from struct import Struct
 from types import GetSetDescriptorType, ModuleType
 from typing import Any, Protocol
-from uuid import UUID
 from weakref import WeakSet, ref
 
-from codomyrmex_cache._encoding import BUILT_IN, RESOLVE, RESOLVED, Encoder, encode_into, encode_plain
+from codomyrmex_cache._encoding import BUILT_IN, LATE, RESOLVE, RESOLVED, Encoder, encode_into, encode_plain
+from codomyrmex_cache._late import late_classes
 from codomyrmex_cache.errors import UnkeyableError
 
 __all__ = [
@@ -66,7 +64,7 @@ def register(kind: type, encoder: Callable[[Any], object]) -> None:
 
 _BASES: tuple[type, ...] = (
     int, float, complex, str, bytes, bytearray, list, tuple, OrderedDict, dict, set, frozenset,
-    datetime, date, time, timedelta, Decimal, Fraction, UUID,
+    datetime, date, time, timedelta,
 )  # fmt: skip
 """What classes may be built over; the more special first."""
 
@@ -171,6 +169,10 @@ def _object(tag: bytes, parts: Callable[[Any], object]) -> Encoder:
 
 
 def _encoder_of(kind: type) -> Encoder:
+    late = late_classes()
+    BUILT_IN.update({known: LATE[module] for known, module in late.items()})
+    if kind in late:
+        return BUILT_IN[kind]
     for base in kind.__mro__:
         registered = next((encoder for known, encoder in _registered if known is base), None)
         if registered is not None:
@@ -188,7 +190,7 @@ def _encoder_of(kind: type) -> Encoder:
         return _enum
     if issubclass(kind, PurePath):
         return _path if kind.__module__.startswith("pathlib") else _object(b"P", lambda value: (value.parts, vars(value)))
-    for base in _BASES:
+    for base in (*_BASES, *late):
         if issubclass(kind, base):
             return _subclass(base)
     is_dataclass = hasattr(kind, "__dataclass_fields__")

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
 from math import isfinite
 from struct import pack, unpack
 from typing import Any, Protocol, TypeAlias
-from uuid import UUID, SafeUUID
 
+from codomyrmex_cache._late import LEAVES, late_classes
 from codomyrmex_cache._record import record
 from codomyrmex_cache.errors import CacheCodecError
 
@@ -110,8 +109,6 @@ _LEAVES: dict[type, tuple[str, Callable[[Any], object], Callable[[Any], object]]
     date: ("a", date.isoformat, date.fromisoformat),
     time: ("h", _moment, lambda raw: time.fromisoformat(raw[0]).replace(fold=raw[1])),
     timedelta: ("e", lambda value: [value.days, value.seconds, value.microseconds], lambda raw: timedelta(*raw)),
-    Decimal: ("m", str, Decimal),
-    UUID: ("u", lambda value: [value.hex, value.is_safe.value], lambda raw: UUID(raw[0], is_safe=SafeUUID(raw[1]))),
 }
 _MEMORY: dict[type, str] = {bytes: "b", bytearray: "B", Memory: "M"}
 _CONTAINERS: dict[type, str] = {list: "l", dict: "d", set: "S", tuple: "t", frozenset: "Z"}
@@ -156,6 +153,9 @@ class Packer:
             return self._reference(value)
         if kind in _MEMORY:
             return self._memory(value, kind)
+        if kind not in _CONTAINERS and (module := late_classes().get(kind)) in LEAVES:
+            tag, write, _ = LEAVES[module]
+            return [tag, write(value)]
         return self._opened(value, kind)
 
     def whole(self, value: object) -> object:
@@ -441,5 +441,5 @@ _READERS: dict[str, Callable[[Unpacker, list[Any]], object]] = {
     "r": Unpacker.reference,
     "i": _leaf(lambda text: int(text, 16)),
     "f": _leaf(lambda text: unpack(">d", bytes.fromhex(text))[0]),
-    **{tag: _leaf(read) for tag, _, read in _LEAVES.values()},
+    **{tag: _leaf(read) for tag, _, read in (*_LEAVES.values(), *LEAVES.values())},
 }

@@ -16,7 +16,7 @@ ROOT = Path(codomyrmex_cache.__file__).parent
 REPOSITORY = Path(__file__).parent.parent
 
 FLOORS: dict[int, set[str]] = {
-    0: {"errors", "_chance", "_chunks", "_entry", "_duration", "_fork", "_log", "_record", "stats"},
+    0: {"errors", "_chance", "_chunks", "_entry", "_duration", "_fork", "_late", "_log", "_record", "stats"},
     1: {"_arrays", "_cipher", "_code", "_compression", "_encoders", "_encoding", "_objects", "_files", "_folders", "_isolation",
         "_kind", "_named", "_payload", "_pickling", "_plain", "_raising", "_rebuild", "_sealed", "_secret", "_signature",
         "_tagged", "codecs", "envelope", "keys", "backends", "backends.base", "backends._lua"},
@@ -108,7 +108,8 @@ def function(x): return str(x)
 from codomyrmex_cache import cached
 cached(backend="file_based", name="function")(function)(1)
 own = ("_bare", "_explain", "_recording", "_pump", "streams", "locks", "markers")
-costly = {"dataclasses", "inspect", "ast", "logging", "concurrent.futures", "asyncio", *map("codomyrmex_cache.{}".format, own)}
+standard = ("dataclasses", "inspect", "ast", "logging", "concurrent.futures", "asyncio", "decimal", "fractions", "uuid")
+costly = {*standard, *map("codomyrmex_cache.{}".format, own)}
 print(*sorted(costly & set(sys.modules)))
 """
     run_python(source, CODOMYRMEX_CACHE_DIR=str(tmp_path))
