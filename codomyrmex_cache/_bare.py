@@ -50,7 +50,7 @@ from codomyrmex_cache.keys import Key
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from codomyrmex_cache._memo import Memo
+    from codomyrmex_cache._calls import Calls
 
 __all__ = ["Bare", "bare_of"]
 
@@ -213,7 +213,7 @@ class Bare:
         backend: of its namespace.
     """
 
-    def __init__(self, memo: Memo, backend: InMemoryBackend) -> None:
+    def __init__(self, memo: Calls, backend: InMemoryBackend) -> None:
         self.head = memo.cache.space.stored(memo.keyer.prefix)
         self.open = True
         self.loading: dict[Any, BareFlight] = {}
@@ -381,7 +381,7 @@ class Bare:
         self._renew_locks()
 
 
-def bare_of(memo: Memo) -> Bare | None:
+def bare_of(memo: Calls) -> Bare | None:
     """The short way of a function's misses, if it has one: in memory, with nothing to be asked about a result or a hit."""
     space, rules = memo.cache.space, memo.rules
     backend = space.backend

@@ -12,7 +12,7 @@ from codomyrmex_cache._flow import call
 from codomyrmex_cache._load import NOT_LOOKED, Looked
 
 if TYPE_CHECKING:
-    from codomyrmex_cache._memo import Memo
+    from codomyrmex_cache._calls import Calls
 
 __all__ = ["ColdCall", "Finished", "Held"]
 
@@ -22,7 +22,7 @@ class ColdCall(Run[Answer]):
 
     __slots__ = ("_awaitable", "_bound", "_memo", "_request")
 
-    def __init__(self, memo: Memo, bound: tuple[Any, ...], request: Request, looked: Looked = NOT_LOOKED) -> None:
+    def __init__(self, memo: Calls, bound: tuple[Any, ...], request: Request, looked: Looked = NOT_LOOKED) -> None:
         self._memo, self._bound, self._request = memo, bound, request
         self._awaitable: Awaitable[Any] | None = None
         space = memo.cache.space

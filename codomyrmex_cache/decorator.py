@@ -7,10 +7,11 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, Unpack, overload
 
+from codomyrmex_cache._calls import Tags
 from codomyrmex_cache._duration import Duration
 from codomyrmex_cache._entry import Entry, Missing
 from codomyrmex_cache._keying import Keying, Scope
-from codomyrmex_cache._memo import Memo, Tags
+from codomyrmex_cache._memo import Memo
 from codomyrmex_cache._policy import DEFAULT_STREAM_MAX, OnWaitTimeout, Rules, Ttl
 from codomyrmex_cache._wiring import StoreOptions
 from codomyrmex_cache.backends.base import Backend

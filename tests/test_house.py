@@ -29,7 +29,7 @@ FLOORS: dict[int, set[str]] = {
     2.5: {"_policy", "_pump", "_recording", "_flight", "_heart", "_hot", "_near", "_near_cells"},
     3: {"_atomic", "_batch", "_drive", "_effects", "_entries", "_explain", "_flow", "_load", "_quick", "_space", "_totals",
         "_verbs", "_wiring", "_lane", "_alone"},
-    4: {"_bare", "_batched", "_cold", "_front", "_memo", "cache", "decorator", "locks", "manager", "streams"},
+    4: {"_bare", "_batched", "_calls", "_cold", "_front", "_memo", "cache", "decorator", "locks", "manager", "streams"},
     5: {"", "_fault_suite", "_faults", "_suite", "testing"},
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
