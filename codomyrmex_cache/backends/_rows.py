@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache.backends._database import Handle
@@ -11,7 +12,10 @@ from codomyrmex_cache.backends._large import Written
 from codomyrmex_cache.backends._schema import PUT
 from codomyrmex_cache.backends._upkeep import KEPT_SECONDS
 
-__all__ = ["between", "generation_of", "generations_of", "put_row", "whole"]
+__all__ = ["between", "generations_from", "generations_of", "put_row", "whole"]
+
+_AT_ONCE = 500
+"""Names asked for in one statement; older SQLites take 999."""
 
 _LAST_TOKEN = 1 << 61
 
@@ -24,17 +28,31 @@ def put_row(handle: Handle, key: bytes, entry: Entry, file: Written | None) -> N
 
 
 def generations_of(handle: Handle, names: Sequence[bytes]) -> list[bytes | None]:
-    rows = (handle.execute("SELECT value FROM generations WHERE name = ?", (name,)).fetchone() for name in names)
-    return [None if row is None else row[0] for row in rows]
+    found = _found(handle, names)
+    return [found[name][0] if name in found else None for name in names]
 
 
-def generation_of(handle: Handle, name: bytes, now: float) -> bytes:
-    row = handle.execute("SELECT value, used FROM generations WHERE name = ?", (name,)).fetchone()
-    if row is None or type(row[0]) is not bytes or type(row[1]) is not float:
-        row = (os.urandom(8), -KEPT_SECONDS)
-    if now - row[1] > KEPT_SECONDS / 24 or row[1] > now:
-        handle.execute("INSERT OR REPLACE INTO generations VALUES (?, ?, ?)", (name, row[0], now))
-    return row[0]  # type: ignore[no-any-return]
+def generations_from(handle: Handle, names: Sequence[bytes], now: float) -> tuple[bytes, ...]:
+    """The same for a load that begins now: those missing are made, and all are in use."""
+    found = _found(handle, names)
+    for name in dict.fromkeys(names):
+        value, used = found.get(name, (None, None))
+        if type(value) is not bytes or type(used) is not float:
+            value, used = os.urandom(8), -KEPT_SECONDS
+        if now - used > KEPT_SECONDS / 24 or used > now:
+            handle.execute("INSERT OR REPLACE INTO generations VALUES (?, ?, ?)", (name, value, now))
+        found[name] = value, now
+    return tuple(found[name][0] for name in names)
+
+
+def _found(handle: Handle, names: Sequence[bytes]) -> dict[bytes, tuple[Any, Any]]:
+    """Value and last use of the generations that there are; a statement for several costs little more than for one."""
+    found = {}
+    for start in range(0, len(names), _AT_ONCE):
+        some = names[start : start + _AT_ONCE]
+        statement = f"SELECT name, value, used FROM generations WHERE name IN ({','.join('?' * len(some))})"  # noqa: S608
+        found.update({name: (value, used) for name, value, used in handle.execute(statement, some).fetchall()})
+    return found
 
 
 def whole(row: tuple[object] | None) -> int:

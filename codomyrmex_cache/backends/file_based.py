@@ -16,7 +16,7 @@ from codomyrmex_cache._entry import Clock, Entry
 from codomyrmex_cache.backends._coherence import Coherence
 from codomyrmex_cache.backends._database import Database, Durability, Handle
 from codomyrmex_cache.backends._large import LargeFiles, Written
-from codomyrmex_cache.backends._rows import between, generation_of, generations_of, put_row, whole
+from codomyrmex_cache.backends._rows import between, generations_from, generations_of, put_row, whole
 from codomyrmex_cache.backends._schema import (
     CLEAR,
     COUNT,
@@ -122,8 +122,14 @@ class FileBasedBackend:
         self._upkeep.opened(handle)
 
     def get(self, key: bytes) -> Entry | None:
-        with self._database.reading() as handle:
+        database = self._database
+        handle = database.take()  # as in `reading`, whose frames cost as much as the statement
+        try:
             row = handle.execute(GET, (key,)).fetchone()
+        except BaseException as error:
+            database.failed(handle, error)
+            raise
+        database.idle.append(handle)
         return self._entry(key, row)
 
     def _entry(self, key: bytes, row: Any) -> Entry | None:
@@ -238,6 +244,7 @@ class FileBasedBackend:
                     files[key] = self._large.write(entry.value)
             with self.coherence.changing(tuple(entries)) as handle:
                 yield handle, files
+                is_garbage = handle.execute("SELECT 1 FROM garbage LIMIT 1").fetchone() is not None
                 kept = {row[0] for key in files for row in handle.execute(_FILE_OF, (key,)).fetchall()}
         except BaseException:
             kept = set()
@@ -249,7 +256,8 @@ class FileBasedBackend:
         for entry in entries.values():
             self._upkeep.wrote(len(entries), size, entry.created)
             break
-        self._upkeep.collect()
+        if is_garbage:
+            self._upkeep.collect()
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
         with self.coherence.changing(keys) as handle:
@@ -281,35 +289,39 @@ class FileBasedBackend:
     def _begin(self, key: bytes, names: Sequence[bytes], seconds: float) -> tuple[Begun, Any]:
         if seconds:
             with self._database.reading() as handle:  # those who wait only look, and take no turn from those who write
-                busy = self._busy(handle, key, names)
+                busy = self._busy(handle, key, names)[0]
             if busy is not None:
                 return busy
         with self._database.writing() as handle:
-            now = self._clock()
-            if seconds and (busy := self._busy(handle, key, names)) is not None:
-                return busy
+            now, failed = self._clock(), 0
+            if seconds:
+                busy, failed = self._busy(handle, key, names)
+                if busy is not None:
+                    return busy
             row = handle.execute(GET, (key,)).fetchone()
-            generations = tuple(generation_of(handle, name, now) for name in names)
+            generations = generations_from(handle, names, now)
             if not seconds:
                 return Begun(None, generations), row
-            failed = whole(handle.execute("SELECT failed FROM leases WHERE key = ?", (key,)).fetchone())
             last = whole(handle.execute("SELECT last FROM tokens WHERE id = 1").fetchone())
             token = max(last + 1, int(now * _TOKENS))
             handle.execute("INSERT OR REPLACE INTO tokens VALUES (1, ?)", (token,))
             lease = (key, token, now, now + seconds, failed, b"".join(generations))
             handle.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)", lease)
-            return Begun(None, generations, token, 0, lease[4]), row
+            return Begun(None, generations, token, 0, failed), row
 
-    def _busy(self, handle: Handle, key: bytes, names: Sequence[bytes]) -> tuple[Begun, Any] | None:
+    def _busy(self, handle: Handle, key: bytes, names: Sequence[bytes]) -> tuple[tuple[Begun, Any] | None, int]:
+        """What to say if another loads the key; the token of the last load that has failed."""
         row = handle.execute(LEASE, (key,)).fetchone()
-        now = self._clock()
-        if row is None or tuple(map(type, row)) != _LEASE_TYPES or not row[0]:
-            return None
+        if row is None:
+            return None, 0
+        now, failed = self._clock(), whole((row[3],))
+        if tuple(map(type, row)) != _LEASE_TYPES or not row[0]:
+            return None, failed
         if not row[1] - _CLOCK_STEP <= now < row[2] <= now + _LONGEST_LEASE:
-            return None  # it has ended, or the clock was set back, or it is damaged
+            return None, failed  # it has ended, or the clock was set back, or it is damaged
         if b"".join(value or b"" for value in generations_of(handle, names)) != row[4]:  # invalidated: doomed
-            return None
-        return Begun(None, (), 0, row[0], row[3]), handle.execute(GET, (key,)).fetchone()
+            return None, failed
+        return (Begun(None, (), 0, row[0], row[3]), handle.execute(GET, (key,)).fetchone()), failed
 
     def renew(self, key: bytes, lease: int, seconds: float) -> bool:
         with self._database.writing() as handle:
