@@ -163,10 +163,12 @@ def answered(space: Space, request: Request, entry: Entry) -> Answer | None:
         return None
 
 
-def pack(space: Space, key: Key, entry: Entry, counters: Counters, *, copy: bool) -> Entry | None:
+def pack(
+    space: Space, key: Key, entry: Entry, counters: Counters, *, copy: bool, live: bool = False
+) -> Entry | None:  # fmt: skip
     """The stored form of an entry, or `None` (counted, logged once per type) if the value cannot be stored."""
     try:
-        return space.payloads.pack(space.stored(key.text), entry, copy=copy)
+        return space.payloads.pack(space.stored(key.text), entry, copy=copy, live=live)
     except Exception as error:  # encoders, reducers and state are user code
         unstorable(space, type(entry.value), error, counters)
         return None

@@ -28,8 +28,11 @@ logger = Log(__name__)
 class Payloads(Protocol):
     """The two directions; `copy=False` is the caller's word that aliasing is wanted."""
 
-    def pack(self, key: bytes, entry: Entry, *, copy: bool) -> Entry:
-        """The entry as the backend stores it. Raises CacheCodecError if the value cannot be stored."""
+    def pack(self, key: bytes, entry: Entry, *, copy: bool, live: bool = False) -> Entry:
+        """The entry as the backend stores it. Raises CacheCodecError if the value cannot be stored.
+
+        `live` says that whoever has the value waits until it is stored, so that large buffers need not be copied before.
+        """
 
     def unpack(self, key: bytes, entry: Entry, digest: bytes, *, copy: bool) -> Entry:
         """The entry with a value to hand out. Raises EnvelopeError or CacheCodecError if it cannot be trusted."""
@@ -55,7 +58,7 @@ class ObjectPayloads:
         self._check_size = check_size
         self._warned: set[tuple[str, str]] = set()
 
-    def pack(self, key: bytes, entry: Entry, *, copy: bool) -> Entry:
+    def pack(self, key: bytes, entry: Entry, *, copy: bool, live: bool = False) -> Entry:
         refuse_single_use(entry.value)
         if self._check_size is not None:
             self._check_size(entry.value)

@@ -30,6 +30,7 @@ class SealedPayloads:
         types: the classes for all keys of the namespace.
         results: the functions of the namespace, whose results may be of further classes.
         chunked: whether the backend takes large values in pieces.
+        lets_go: whether it holds nothing of them once they are stored.
         most: bytes of one encoded value; larger ones are not stored.
     """
 
@@ -42,6 +43,7 @@ class SealedPayloads:
         results: Results,
         *,
         chunked: bool,
+        lets_go: bool = False,
         most: int,
     ) -> None:
         self._prefix = len(namespace_prefix(namespace))
@@ -52,6 +54,7 @@ class SealedPayloads:
         self._results = results
         self._coders: dict[str, tuple[object, Coder]] = {}
         self._chunked = chunked
+        self._lets_go = lets_go
         self._most = most
 
     def coder_of(self, key: bytes) -> Coder:
@@ -66,15 +69,17 @@ class SealedPayloads:
             known = self._coders[owner] = expected, self._make_coder(types)
         return known[1]
 
-    def pack(self, key: bytes, entry: Entry, *, copy: bool) -> Entry:
+    def pack(self, key: bytes, entry: Entry, *, copy: bool, live: bool = False) -> Entry:
         refuse_single_use(entry.value)
         codec, frames = self.coder_of(key).dumps(entry.value)
         size = sum(map(len, frames))
         if size > self._most:
             raise ValueTooLargeError(f"{size} bytes are more than max_value_bytes={self._most}")
-        # others may change an array while it is being written and after that, when callers who waited decode it
         entry = replace(entry, parts=self.seal.kept_parts(entry.parts))
-        return self._packed(key, entry, codec, [frame if type(frame) is bytes else bytes(frame) for frame in frames])
+        if not (live and self._lets_go):
+            # others may change an array while it is being written and after that, when callers who waited decode it
+            frames = [frame if type(frame) is bytes else bytes(frame) for frame in frames]
+        return self._packed(key, entry, codec, frames)
 
     def _packed(self, key: bytes, entry: Entry, codec: int, frames: Sequence[Buffer]) -> Entry:
         sealed = self.seal.seal(key, entry, codec, frames)

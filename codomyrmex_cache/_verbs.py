@@ -37,9 +37,13 @@ def store(
     copy: bool = True,
     tags: Sequence[str] = (),
     stale: float = 0.0,
+    live: bool = False,
     **fields: Any,
 ) -> Flow[None]:
-    """Store a value that the caller has; it supersedes a load that is running.  `fields` are further ones of the entry."""
+    """Store a value that the caller has; it supersedes a load that is running.  `fields` are further ones of the entry.
+
+    `live` says that the caller waits until it is stored.
+    """
     seconds = lifetime(ttl, value)
     names = tuple(map(space.tag, tags))
     space.flights.fence_key(space.stored(key.text))
@@ -50,7 +54,7 @@ def store(
     if names:
         yield from _store_tagged(space, key, entry, names, counters, copy=copy)
         return
-    packed = pack(space, key, entry, counters, copy=copy)
+    packed = pack(space, key, entry, counters, copy=copy, live=live)
     if packed is None:
         yield from delete(space, key, counters)  # the old value is not the answer any more
     else:

@@ -303,7 +303,7 @@ def _sealed_payloads(name: str, options: Options, backend: Backend, results: Res
 
     return SealedPayloads(
         name, seal, make_coder, Types(*(options.types or ())), results,
-        chunked=bool(getattr(backend, "chunked", False)),
+        chunked=bool(getattr(backend, "chunked", False)), lets_go=bool(getattr(backend, "lets_go", False)),
         most=options.max_value_bytes or int(getattr(backend, "max_value_bytes", DEFAULT_MAX_VALUE_BYTES)),
     )  # fmt: skip
 

@@ -108,14 +108,16 @@ class Cache:
             tags: names under which `invalidate_tags` finds it.
         """
         if self._quick is None or tags or not self._quick[1](key, value, ttl):  # type: ignore[arg-type]  # other ttls: not taken
-            run(self.space, self._store(key, value, ttl, tags))
+            run(self.space, self._store(key, value, ttl, tags, live=True))
 
     async def aset(self, key: str, value: object, ttl: Ttl = None, tags: Sequence[str] = ()) -> None:
         """`set` for event loops."""
         await arun(self.space, self._store(key, value, ttl, tags))
 
-    def _store(self, key: str, value: object, ttl: Ttl, tags: Sequence[str]) -> Any:
-        return verbs.store(self.space, direct_key(key), value, self._direct, ttl=validated_ttl(ttl), tags=_tags(tags))
+    def _store(self, key: str, value: object, ttl: Ttl, tags: Sequence[str], *, live: bool = False) -> Any:
+        return verbs.store(
+            self.space, direct_key(key), value, self._direct, ttl=validated_ttl(ttl), tags=_tags(tags), live=live
+        )  # fmt: skip
 
     def touch(self, key: str, ttl: Ttl | Missing = MISSING) -> bool:
         """Begin the entry's life anew, with the ttl it was stored with or with this one; whether it was there."""

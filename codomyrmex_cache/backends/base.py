@@ -8,7 +8,7 @@ once, when a namespace is wired to its backend.
 passed; `entry.expires_at - entry.created` is the life left at the moment of the `set`, so no clock is needed.
 A backend for bytes must give back `value`; the other fields are inside these bytes and need not be kept.  It gives them as
 `bytes`, or as a `bytearray` or writable `memoryview` that nobody else holds.  If it says `chunked = True`, large values come
-to it as `codomyrmex_cache._chunks.Chunks`.
+to it as `codomyrmex_cache._chunks.Chunks`; `lets_go = True` says that it holds nothing of these once `set` has returned.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class FileBasedBackend:
     """
 
     payload: Literal["bytes"] = "bytes"
-    chunked = True
+    chunked = lets_go = True
 
     def __init__(
         self,
