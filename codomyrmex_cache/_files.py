@@ -16,7 +16,7 @@ from stat import S_ISDIR, S_ISREG
 
 from codomyrmex_cache.errors import UnkeyableError
 
-__all__ = ["file_digest", "tree_digest"]
+__all__ = ["file_digest", "identity", "is_recent", "tree_digest"]
 
 RECENT_SECONDS = 2.0
 _MAX_REMEMBERED = 65_536
@@ -37,19 +37,19 @@ def file_digest(path: str | os.PathLike[str]) -> bytes:
             raise UnkeyableError(f"{os.fspath(path)!r} is not a regular file")
         with open(path, "rb") as file:
             before = os.fstat(file.fileno())
-            identity = (os.fspath(path), *_identity(before))
-            if not _is_recent(before) and identity in _digests:
-                return _digests[identity]
+            name = (os.fspath(path), *identity(before))
+            if not is_recent(before) and name in _digests:
+                return _digests[name]
             digest = blake2b(digest_size=32)
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
-            unchanged = _identity(os.fstat(file.fileno())) == _identity(before)
+            unchanged = identity(os.fstat(file.fileno())) == identity(before)
     except (OSError, ValueError, TypeError) as error:
         raise UnkeyableError(f"the file cannot be read ({error})") from error
-    if unchanged and not _is_recent(before):
+    if unchanged and not is_recent(before):
         if len(_digests) >= _MAX_REMEMBERED:
             _digests.clear()
-        _digests[identity] = digest.digest()
+        _digests[name] = digest.digest()
     return digest.digest()
 
 
@@ -79,9 +79,11 @@ def _selected(folder: Path, glob: str) -> Iterator[Path]:
                 yield from (Path(parent, name) for name in names)
 
 
-def _identity(stat: os.stat_result) -> tuple[int, ...]:
+def identity(stat: os.stat_result) -> tuple[int, ...]:
+    """Another after each change of the file, but for one that follows too soon upon the last; see `is_recent`."""
     return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _is_recent(stat: os.stat_result) -> bool:
+def is_recent(stat: os.stat_result) -> bool:
+    """Whether the next change may fall into the same tick as the last."""
     return max(stat.st_mtime, stat.st_ctime) > time.time() - RECENT_SECONDS

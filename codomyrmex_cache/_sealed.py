@@ -7,6 +7,7 @@ from typing import Any
 
 from codomyrmex_cache._chunks import Buffer, Chunks
 from codomyrmex_cache._entry import FUTURE_TOLERANCE, Entry
+from codomyrmex_cache._origin import copied
 from codomyrmex_cache._payload import refuse_single_use
 from codomyrmex_cache._record import replace
 from codomyrmex_cache.backends.base import namespace_prefix
@@ -78,7 +79,7 @@ class SealedPayloads:
         entry = replace(entry, parts=self.seal.kept_parts(entry.parts))
         if not (live and self._lets_go):
             # others may change an array while it is being written and after that, when callers who waited decode it
-            frames = [frame if type(frame) is bytes else bytes(frame) for frame in frames]
+            frames = [copied(frame) for frame in frames]
         return self._packed(key, entry, codec, frames)
 
     def _packed(self, key: bytes, entry: Entry, codec: int, frames: Sequence[Buffer]) -> Entry:
@@ -103,7 +104,7 @@ class SealedPayloads:
             return None
 
     def retimed(self, key: bytes, entry: Entry, digest: bytes, times: Entry) -> Entry:
-        envelope = self.seal.open(key, entry.value, digest)
+        envelope = self.seal.open(key, entry.value, digest, anew=True)  # what is signed again
         timed = replace(
             envelope.entry, created=times.created, fresh_until=times.fresh_until, expires_at=times.expires_at
         )  # fmt: skip

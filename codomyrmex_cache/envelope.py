@@ -7,8 +7,10 @@ bytes.  The parts are the names and short keyed digests of what went into the ke
 buffers large arrays and the like, which are neither copied when written nor when read.
 
 The MAC is HMAC-SHA256 over the length of the storage key, the storage key (it begins with the namespace) and everything else,
-so a cut, flipped, swapped or planted entry fails one comparison, *before* any parser sees a byte.  With `encrypt` it is
-AES-256-GCM instead: the body is ciphertext, storage key and head are associated data, and the MAC's place holds nonce and tag.
+so a cut, flipped, swapped or planted entry fails one comparison, *before* any parser sees a byte.  What has buffers and was
+verified is not verified as a whole again while it lies in the same file, which has not changed; see `_origin`.  With `encrypt`
+it is AES-256-GCM instead: the body is ciphertext, storage key and head are associated data, and the MAC's place holds nonce
+and tag.
 
 The reader decides what it accepts: its own list of secrets, one of the two algorithms, and pickle only with a secret.  Without
 a secret the same field is a checksum (HMAC with a public key) against accidents, and only the safe codec is read.
@@ -17,7 +19,7 @@ a secret the same field is a checksum (HMAC with a public key) against accidents
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from hashlib import blake2b, sha256
 from math import inf
 from struct import Struct
@@ -26,6 +28,7 @@ from typing import Any, NamedTuple
 from codomyrmex_cache._chunks import Buffer, Chunks
 from codomyrmex_cache._cipher import Cipher
 from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._origin import Verified, take_origin
 from codomyrmex_cache.errors import CacheConfigurationError, EnvelopeError
 
 __all__ = ["HEAD_SIZE", "Envelope", "Seal"]
@@ -89,6 +92,7 @@ class Seal:
         self._signing = self._key_id(roots[0])
         self._macs = {number: _Hmac(_subkey(root, b"mac")) for number, root in self._keys.items()}
         self._ciphers = {number: Cipher(root) for number, root in self._keys.items()} if encrypt else {}
+        self._seen = Verified()
         self._digest_key = _subkey(roots[0], b"digest")
         self._digest_keys = [_subkey(root, b"digest") for root in roots]
 
@@ -135,24 +139,28 @@ class Seal:
         head = _HEAD.pack(_MAGIC, VERSION, codec, 0, self._signing, created, fresh_until, fresh_until, 0.0, len(main), 0, 0, 0)
         return b"".join((self._macs[self._signing].two(_bound(key, head), main), head, main))
 
-    def open(self, key: bytes, sealed: Any, digest: bytes) -> Envelope:
+    def open(self, key: bytes, sealed: Any, digest: bytes, *, anew: bool = False) -> Envelope:
         """Verify what was found under `key`.
 
         Args:
             key: the storage key it was found under.
-            sealed: what was found; frames of a `bytearray` are its parts, those of `bytes` are copies.
+            sealed: what was found; frames of a `bytearray` or `memoryview` are its parts, those of `bytes` are copies.
             digest: the call's digest; empty to accept any call's (the direct API, which asks by key text).
+            anew: verify all of it, also what is known from before.
 
         Raises:
             EnvelopeError: it is not an entry of this key, version and secret.
         """
         if isinstance(sealed, Chunks):
             sealed = sealed.join()
+        origin = None if anew else take_origin(sealed)
         slot, head, body = self._apart(sealed)
         _, _, codec, flags, key_id, created, fresh, expires, cost, length, count, parts, generations = _HEAD.unpack(head)
         begin = _DIGEST_SIZE if flags & _DIGESTED else 0
         middle, start = begin + parts, begin + parts + generations
-        body = self._verified(key_id, key, head, slot, body, start + count * _LENGTH.size + length)
+        parsed = start + count * _LENGTH.size + length
+        name = (origin, key, slot, head) if origin is not None and count else None
+        body = self._verified(key_id, key, head, slot, body, parsed, name)
         frames = _frames(body, start, length, count)
         stored = bytes(body[:begin])
         if digest and not any(hmac.compare_digest(stored, self._keyed(digest, each)) for each in self._digest_keys):
@@ -221,15 +229,20 @@ class Seal:
             raise EnvelopeError(kind, f"written in format {head[len(_MAGIC)]}, this is {VERSION}")
         return slot, head, whole[_BODY:]
 
-    def _verified(self, key_id: int, key: bytes, head: bytes, slot: bytes, body: Buffer, least: int) -> Buffer:
-        """The body in clear, if it is what was sealed."""
+    def _verified(self, key_id: int, key: bytes, head: bytes, slot: bytes, body: Buffer, least: int, name: Hashable) -> Buffer:
+        """The body in clear, if it is what was sealed; `name` is what it is remembered by, `least` where its buffers begin."""
         if self._ciphers:
             cipher = self._ciphers.get(key_id)
             text = None if cipher is None else cipher.decrypt(slot, body, _bound(key, head))
             if text is not None:
                 return text
-        elif key_id in self._macs and hmac.compare_digest(slot, self._mac(key_id, key, head, (body,))):
-            return body
+        elif key_id in self._macs:
+            if name is not None and self._seen.knows(name, body[:least]):
+                return body
+            if hmac.compare_digest(slot, self._mac(key_id, key, head, (body,))):
+                if name is not None:
+                    self._seen.add(name, body[:least])
+                return body
         if len(body) < least:
             raise EnvelopeError("truncated", f"{len(body)} of at least {least} bytes")
         raise EnvelopeError("tampered", "the signature does not verify with this secret")

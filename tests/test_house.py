@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parent.parent
 FLOORS: dict[int, set[str]] = {
     0: {"errors", "_chance", "_chunks", "_entry", "_duration", "_fork", "_late", "_log", "_record", "stats"},
     1: {"_arrays", "_cipher", "_code", "_compression", "_encoders", "_encoding", "_objects", "_files", "_folders", "_isolation",
-        "_kind", "_named", "_payload", "_pickling", "_plain", "_raising", "_rebuild", "_sealed", "_secret", "_signature",
+        "_kind", "_named", "_origin", "_payload", "_pickling", "_plain", "_raising", "_rebuild", "_sealed", "_secret", "_signature",
         "_tagged", "codecs", "envelope", "keys", "backends", "backends.base", "backends._lua"},
     2: {"_keying", "_versions", "markers", "backends.in_memory", "backends.file_based", "backends.redis", "backends.tiered",
         "backends._async_lines", "backends._breaker", "backends._cells", "backends._coherence", "backends._database",

@@ -13,10 +13,11 @@ import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from codomyrmex_cache._chunks import Buffer, Chunks
+from codomyrmex_cache._files import identity, is_recent
 from codomyrmex_cache._folders import check_private, lock_file, make_private_folder, sync_folder
+from codomyrmex_cache._origin import Mapped, note_origin, room
 from codomyrmex_cache.envelope import HEAD_SIZE
 
 __all__ = ["LargeFiles", "Written"]
@@ -84,8 +85,11 @@ class LargeFiles:
             raise
         return Written(self, number, descriptor, head, size)
 
-    def read(self, number: object, head: object) -> bytearray | memoryview | None:
-        """All of the file, its beginning as the row has it; `None` if there is no such file."""
+    def read(self, number: object, head: object) -> memoryview | None:
+        """All of the file, its beginning as the row has it; `None` if there is no such file.
+
+        Who verifies it can tell by `take_origin` whether it was verified before.
+        """
         if type(number) is not int or type(head) is not bytes or len(head) > HEAD_SIZE:
             return None
         try:
@@ -97,9 +101,13 @@ class LargeFiles:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or not len(head) <= found.st_size <= self._most:
                 return None
-            if self._mapped:
-                return _mapped(descriptor, head)
-            return _read(descriptor, found.st_size, head)
+            content = _mapped(descriptor, found.st_size) if self._mapped else _read(descriptor, found.st_size)
+            if content is None:
+                return None
+            content[: len(head)] = head
+            # looked at before it is read: a change from now on makes another file of it
+            note_origin(content, None if is_recent(found) else identity(found))
+            return content
         finally:
             os.close(descriptor)
 
@@ -188,20 +196,19 @@ def _write(descriptor: int, pieces: Iterable[Buffer]) -> None:
             done -= len(waiting.pop(0))
 
 
-def _read(descriptor: int, size: int, head: bytes) -> bytearray | None:
-    content = bytearray(size)
-    view, place = memoryview(content), 0
+def _read(descriptor: int, size: int) -> memoryview | None:
+    content, place = room(size), 0
     while place < size:
-        count = os.readv(descriptor, [view[place:]])
+        count = os.readv(descriptor, [content[place:]])
         if not count:
             return None
         place += count
-    content[: len(head)] = head
     return content
 
 
-def _mapped(descriptor: int, head: bytes) -> memoryview:
+def _mapped(descriptor: int, size: int) -> memoryview | None:
     """Pages are shared with other readers until they are written to, which changes them here alone."""
-    content: Any = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
-    content[: len(head)] = head
-    return content  # type: ignore[no-any-return]
+    try:
+        return memoryview(Mapped(descriptor, size, access=mmap.ACCESS_COPY))
+    except ValueError:  # it has been cut meanwhile, or is empty
+        return None

@@ -371,7 +371,8 @@ class FileBasedBackend:
             return row is None and old is None
         if row[1] is None or row[0] == old.value:
             return bool(row[0] == old.value)
-        return bool(self._large.read(row[1], row[0]) == old.value)
+        found = self._large.read(row[1], row[0])
+        return found is not None and bool(bytearray(found) == old.value)  # views would be compared byte by byte
 
     def close(self) -> None:
         self.coherence.close()
