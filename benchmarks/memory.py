@@ -38,6 +38,7 @@ class Sizes:
     processes: tuple[int, ...] = (1, 2, 4, 8)
     stored: int = 10_000
     megabytes: int = 50
+    settled: float = 2.1  # seconds after which a file is taken for one that nobody is writing
 
 
 class Shop:

@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -57,6 +58,30 @@ def get(store: Any, value: object) -> Step:
     """Reads of one value."""
     set_now(store, "key", value)
     return timed(awaited(store.get, "store.get('key')"), {"store": store}, value, clock=DAY)
+
+
+def get_settled(store: Any, value: object, seconds: float) -> Step:
+    """The same when the file is so old that it need not be verified at each read; all but the first of a process."""
+    set_now(store, "key", value)
+    time.sleep(seconds)
+    return timed(awaited(store.get, "store.get('key')"), {"store": store}, value, clock=DAY)
+
+
+def first_get(make: Callable[[str], Any], folder: str, value: object) -> Step:
+    """The first read by a store that was just opened, as in a new process: there everything is verified."""
+    set_now(make(folder), "key", value)
+
+    def step() -> float:
+        store = make(folder)
+        statement = awaited(store.get, "store.get('key')")
+        before = DAY()
+        (found,) = answers(statement, {"store": store}, 1)
+        taken = DAY() - before
+        check(found, value)
+        return taken
+
+    step()
+    return step
 
 
 def put(store: Any, value: object) -> Step:
@@ -119,16 +144,33 @@ def files(peers: list[Peer], sizes: Sizes, new: Callable[[], str], long: bool) -
 
 
 def arrays(peers: list[Peer], sizes: Sizes, new: Callable[[], str], long: bool) -> Family:
-    """A large array; apart from the rest, which would wait for the disk to take it."""
-    family = Family("arrays", "a numpy array of floats by the direct interface, by the clock on the wall")
+    """A large array; apart from the rest, which would wait for the disk to take it.
+
+    This package verifies a file at the first read of a process and when it has changed, so reads are rows of their own: the
+    first, and those that follow it.
+    """
+    family = Family(
+        "arrays", "a numpy array of floats by the direct interface, by the clock on the wall; a get follows a first one"
+    )
     value = numpy.random.default_rng(1).standard_normal(sizes.megabytes * 2**20 // 8)
     options: dict[str, Any] = {"unit": "ms", "baseline": PLAIN, "rounds": 5}
-    add_stores(family.row(f"get of {sizes.megabytes} MB array", **options), stores(peers, new), partial(get, value=value))
+    again = partial(get_settled, value=value, seconds=sizes.settled)
+    add_stores(family.row(f"get of {sizes.megabytes} MB array", **options), stores(peers, new), again)
+    add_first(family.row(f"first get of {sizes.megabytes} MB array", **options), peers, new, "store", value)
     add_stores(family.row(f"set of {sizes.megabytes} MB array", **options), stores(peers, new), partial(put, value=value))
     row = family.row(f"get of {sizes.megabytes} MB array, mapped", **options)
     row.add(PLAIN, lambda: get(PlainFiles(new()), value), "not mapped", primitive=True)
-    add_stores(row, stores(peers, new, "mapped_store"), partial(get, value=value))
+    add_stores(row, stores(peers, new, "mapped_store"), again)
+    add_first(family.row(f"first get of {sizes.megabytes} MB array, mapped", **options), peers, new, "mapped_store", value)
     return family
+
+
+def add_first(row: Row, peers: list[Peer], new: Callable[[], str], method: str, value: object) -> None:
+    """A cell for each package's first read."""
+    row.add(PLAIN, lambda: first_get(PlainFiles, new(), value), "not mapped" * (method != "store"), primitive=True)
+    for peer in peers:
+        if make := getattr(peer, method, None):
+            row.add(peer.name, lambda: first_get(make, new(), value), DECORATED if peer.name in ("joblib", "cachier") else "")
 
 
 def add_stores(row: Row, made: Iterator[tuple[str, Callable[[], Any], str]], prepare: Callable[[Any], Step]) -> None:

@@ -34,7 +34,7 @@ REASONS: dict[str, str] = {
     "8 threads": _IN_C,
     "decorated hit, ": _SIGNED,
     "get of 1 MB": _WHOLE,
-    "get of 50 MB": _WHOLE,
+    "first get of": _WHOLE,
     "get of": _SIGNED,
     "get among": _SIGNED,
     "set of": "the payload goes through the MAC, and the generation of its key changes in the same transaction",

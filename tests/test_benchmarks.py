@@ -17,7 +17,17 @@ from benchmarks.tables import Family, Row, machine
 
 ROOT = Path(__file__).parent.parent
 TINY = Sizes(
-    stores=20, room=50, accesses=100, entries=500, threads=(2,), seconds=0.01, callers=4, processes=(2,), stored=20, megabytes=1
+    stores=20,
+    room=50,
+    accesses=100,
+    entries=500,
+    threads=(2,),
+    seconds=0.01,
+    callers=4,
+    processes=(2,),
+    stored=20,
+    megabytes=1,
+    settled=0.0,
 )
 OURS, LRU_CACHE = Ours.name, LruCache.name
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, forks")

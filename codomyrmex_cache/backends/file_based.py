@@ -75,8 +75,9 @@ class FileBasedBackend:
         max_entries: the same for their number.
         durability: "kill" (what was stored survives the end of the process, however it comes) or "power" (and that of the
             machine, for an fsync with each write).
-        mmap: map large payloads into memory instead of reading them, so that processes share the pages of large arrays.  Who
-            can write the folder could then change a value after it was verified, or end the process by cutting a file.
+        mmap: map large payloads into memory instead of reading them, so that processes share the pages of large arrays, which
+            are copied where somebody writes to them.  Who can write the folder could then change a value after it was
+            handed out, or end the process by cutting a file.
         clock: seconds since 1970, by which leases end; the same for all processes.
 
     Raises:
