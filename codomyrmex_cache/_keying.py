@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+from xxhash import xxh3_64_digest
+
 from codomyrmex_cache._encoders import encode
 from codomyrmex_cache._entry import Parts
 from codomyrmex_cache._record import record
+from codomyrmex_cache._sdk import SdkCall, arguments_of, call_of
 from codomyrmex_cache._signature import RESERVED, Shape, compile_function
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
-from codomyrmex_cache.keys import Key, Keyer, Part, Transform
+from codomyrmex_cache.keys import Key, Keyer, Part, Transform, encoded
 
 __all__ = ["Keying", "Scope", "make_keyer"]
 
@@ -61,6 +64,9 @@ def make_keyer(function: Callable[..., Any], shape: Shape, keying: Keying) -> Ke
         CacheConfigurationError: `ignore` names what the function does not have, or a marker cannot be evaluated.
     """
     parts = _extra_parts(function, keying)
+    call = call_of(function) if keying.key is None else None
+    if call is not None:
+        return _SdkKeyer(call, shape, keying, parts)
     identity: dict[str, Any] = {"name": keying.name, "version": keying.version, "parts": parts}
     if keying.key is not None:
         return _Keyed(function, shape, keying.key, **identity)
@@ -83,6 +89,32 @@ class _Keyed(Keyer):
 
     def parts(self, bound: Sequence[object]) -> Parts:
         return super().parts((bound,))
+
+
+class _SdkKeyer(Keyer):
+    """A keyer for calls of an SDK, whose code does not count: the answers are the provider's."""
+
+    def __init__(self, call: SdkCall, shape: Shape, keying: Keying, parts: Sequence[Part]) -> None:
+        client: Part = ("client", lambda: encode(call.client))
+        version = (_SDK_RULES, keying.version)
+        super().__init__(type(call.client), (), name=keying.name or call.name, version=version, parts=[client, *parts])
+        self._call, self._shape, self._ignored = call, shape, frozenset(keying.ignored)
+
+    def _encodings(self, values: Sequence[object]) -> Iterator[tuple[str, bytes]]:
+        yield from super()._encodings(())
+        for name, counting in arguments_of(self._call, self._shape.names, values):
+            if name not in self._ignored:
+                yield name, encoded(name, lambda: encode((name, counting())))  # noqa: B023
+
+    def parts(self, bound: Sequence[object]) -> Parts:
+        if self._head is None:
+            self._make_head()
+        names, encodings = zip(*self._encodings(bound), strict=True)
+        return Parts(self._head_parts, names, b"".join(map(xxh3_64_digest, encodings)))
+
+
+_SDK_RULES = 1
+"""What counts of a call of an SDK; another number where that changes."""
 
 
 def _transforms(function: Any, shape: Shape, ignored: tuple[str, ...]) -> tuple[dict[str, Transform | None], bool]:

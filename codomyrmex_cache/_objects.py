@@ -29,8 +29,8 @@ from codomyrmex_cache._late import late_classes
 from codomyrmex_cache.errors import UnkeyableError
 
 __all__ = [
-    "SPECIAL", "dependent_on_encoders", "describe", "is_its_attributes", "leads_to", "module_name", "refuse", "register",
-    "type_identity",
+    "OPEN", "SPECIAL", "dependent_on_encoders", "describe", "is_its_attributes", "leads_to", "module_name", "refuse",
+    "register", "type_identity",
 ]  # fmt: skip
 
 _length = Struct(">Q").pack
@@ -232,7 +232,7 @@ def _special(kind: type) -> Encoder | None:
         package = base.__module__.partition(".")[0]
         found = SPECIAL.get((package, base.__name__))
         if found is not None:
-            known = kind.__module__.partition(".")[0] == package or package in _OPEN
+            known = kind.__module__.partition(".")[0] == package or package in OPEN
             return found if known else _with_attributes(found)
     return None
 
@@ -247,7 +247,7 @@ def _with_attributes(rule: Encoder) -> Encoder:
     return encoder
 
 
-_OPEN = frozenset({"pandas", "polars"})
+OPEN = {"pandas", "polars"}
 """Packages whose own objects take any attribute; their rules look for them."""
 
 

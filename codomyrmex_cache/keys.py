@@ -26,6 +26,7 @@ from codomyrmex_cache._encoding import encode_plain
 from codomyrmex_cache._entry import Parts
 from codomyrmex_cache._isolation import is_immutable
 from codomyrmex_cache._objects import module_name, register
+from codomyrmex_cache._sdk import is_sdk_object
 from codomyrmex_cache.errors import CacheKeyError, UnkeyableError
 
 __all__ = ["Key", "Keyer", "Part", "direct_key", "function_name", "owner_of", "register"]
@@ -144,10 +145,10 @@ class Keyer:
     def _encodings(self, values: Sequence[object]) -> Iterator[tuple[str, bytes]]:
         """Each part that differs from call to call, by name."""
         for label, part in self._parts:
-            yield label, _encoded(label, part)
+            yield label, encoded(label, part)
         for name, value in zip(self._names, values, strict=True):
             transform = self._transforms.get(name)
-            yield name, _encoded(name, lambda: encode_plain(transform(value) if transform else value))  # noqa: B023
+            yield name, encoded(name, lambda: encode_plain(transform(value) if transform else value))  # noqa: B023
 
     def parts(self, bound: Sequence[object]) -> Parts:
         """Name and short digest of each part of the key of this call, to be stored with its result.
@@ -302,7 +303,7 @@ def _call_time_parts(function: Any) -> list[Part]:
     return [("the callable's state", lambda: encode(function))]
 
 
-def _encoded(name: str, encoding: Callable[[], bytes]) -> bytes:
+def encoded(name: str, encoding: Callable[[], bytes]) -> bytes:
     """The encoding; an error of the user's code (state, properties, a scope function) says which part it was."""
     try:
         return encoding()
@@ -357,6 +358,8 @@ class _Closure:
                 raise UnkeyableError("a function with state of its own")
             inner = [self._fixed(_content(cell), depth + 1) for _, cell in cells]
             return (value.__qualname__, code_parts(value.__code__), value.__defaults__, value.__kwdefaults__, inner)
+        if is_sdk_object(value):
+            return value
         if not is_immutable(value) or getattr(value, "__closure__", None):
             raise UnkeyableError("a value that can change")
         return value
