@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import FunctionType
 from typing import Any, NamedTuple
 
+from codomyrmex_cache._sdk import call_of
+
 __all__ = ["Kind", "kind_of"]
 
 _GENERATOR, _COROUTINE, _ASYNC_GENERATOR = 0x20, 0x80, 0x200
@@ -36,4 +38,6 @@ def kind_of(function: Any) -> Kind:
 
     coroutine = iscoroutinefunction(function) or iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
     hinted = not coroutine and iscoroutinefunction(unwrap(function))
+    if hinted and call_of(function) is not None:  # the SDK's wrapper checks the arguments and hands the coroutine on
+        coroutine, hinted = True, False
     return Kind(coroutine, isgeneratorfunction(function), isasyncgenfunction(function), hinted)

@@ -180,7 +180,7 @@ def _encoder_of(kind: type) -> Encoder:
         if "__cache_key__" in vars(base):
             return _object(b"K", lambda value: value.__cache_key__())
     if issubclass(kind, type):
-        return lambda value, out, depth: _items(b"C", [type_identity(value)], out, depth)
+        return _special(kind) or (lambda value, out, depth: _items(b"C", [type_identity(value)], out, depth))
     if kind is object or hasattr(kind, "__next__") or hasattr(kind, "__anext__"):
         return refuse  # sentinels differ by identity alone; an iterator's content cannot be looked at twice
     special = _special(kind)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from codomyrmex_cache._code import code_parts
 from codomyrmex_cache._encoding import encode, encode_into
-from codomyrmex_cache._objects import OPEN, SPECIAL, describe, type_identity
+from codomyrmex_cache._objects import OPEN, SPECIAL, describe, module_name, type_identity
 from codomyrmex_cache.errors import UnkeyableError
 
 __all__ = ["SdkCall", "arguments_of", "call_of", "is_sdk_object"]
@@ -88,68 +88,89 @@ def _is_resource(kind: type) -> bool:
 
 _STATE = frozenset({
     "_api_version", "_azure_deployment", "_azure_endpoint", "_data_residency", "_location", "_middleware", "_project",
-    "_provider", "_strict_response_validation",
+    "_strict_response_validation", "organization", "project",
 })  # fmt: skip
-"""Private attributes of the SDKs' clients that count; all public ones do but for these:"""
+"""Attributes of the SDKs' clients that count unless they are `None`; all other public ones do too but for these:"""
 
 _NOT_STATE = frozenset({"max_retries", "timeout", "websocket_base_url", "workload_identity"})
+
+_UNDECLARED = frozenset({
+    "_api_key_provider", "_azure_ad_token", "_azure_ad_token_provider", "_custom_headers", "_custom_query", "_delete", "_get",
+    "_get_api_list", "_lazy_tracer", "_open_telemetry", "_otel", "_patch", "_platform", "_post", "_put",
+})  # fmt: skip
+"""What their code sets beside the attributes that it declares."""
 
 
 def _client(client: Any) -> object:
     """What of a client can change its answers."""
     kind: Any = type(client)
-    ours, derived = _names_of_sdk(kind)
     state = vars(client)
-    counting: dict[str, object] = {
+    counting = {
         "base_url": re.sub(r"//[^/@]*@", "//", str(client.base_url)),
         "headers": _headers(state.get("_custom_headers")),
         "query": _without_secrets(state.get("_custom_query")),
+        "provider": getattr(state.get("_provider_runtime"), "name", None),
+        **_set_attributes(kind, state),
     }
-    for name, value in state.items():
-        if name in derived or _is_resource(type(value)):
-            continue
-        if name not in ours:
-            counting[f".{name}"] = _encodable(name, value)
-        elif name in _STATE or (name[:1] != "_" and name not in _NOT_STATE and not _is_secret(name)):
-            counting[name] = value
     return {name: value for name, value in counting.items() if value is not None}
-
-
-def _encodable(name: str, value: object) -> bytes:
-    try:
-        return encode(value)
-    except UnkeyableError as error:
-        raise UnkeyableError(f"the client's attribute {name!r}: {error.reason}") from error
-
-
-@lru_cache(maxsize=64)
-def _names_of_sdk(kind: type) -> tuple[frozenset[str], frozenset[str]]:
-    """The attributes that the SDK's own classes speak of, and those that are made of others when they are wanted."""
-    known: set[str] = set()
-    derived: set[str] = set()
-    for base in kind.__mro__:
-        if _root(base) in PACKAGES:
-            known.update(vars(base), vars(base).get("__annotations__", ()))
-            known.update(name for item in vars(base).values() for code in _codes(item) for name in code.co_names)
-        derived.update(name for name, item in vars(base).items() if type(item).__name__ == "cached_property")
-    return frozenset(known), frozenset(derived)
-
-
-def _codes(item: Any) -> Iterator[CodeType]:
-    """Of a function, of a property, of what wraps one."""
-    for part in ("__func__", "fget", "fset", "func"):
-        inner = getattr(item, part, None)
-        if isinstance(inner, FunctionType):
-            yield inner.__code__
-    if isinstance(item, FunctionType):
-        yield item.__code__
 
 
 def _resource(resource: Any) -> object:
     """A part of a client: its client and what somebody else gave it."""
     kind: Any = type(resource)
-    ours, _ = _names_of_sdk(kind)
-    return resource._client, {name: value for name, value in vars(resource).items() if name not in ours}
+    return resource._client, _set_attributes(kind, vars(resource))
+
+
+def _set_attributes(kind: Any, state: dict[str, Any]) -> dict[str, object]:
+    """Those that count, each with its encoding."""
+    names = state.keys() - _machinery(kind)
+    if not all(name[:1] != "_" or name in _STATE for name in names):
+        names -= _set_by_sdk(kind)
+    counting: dict[str, object] = {}
+    for name in names:
+        value = state[name]
+        if (value is None and name in _STATE) or _is_resource(type(value)):
+            continue
+        try:
+            counting[name] = encode(value)
+        except UnkeyableError as error:
+            raise UnkeyableError(f"attribute {name!r} of {kind.__qualname__}: {error.reason}") from error
+    return counting
+
+
+@lru_cache(maxsize=64)
+def _machinery(kind: type) -> frozenset[str]:
+    """Attributes that do not count: what the SDK declares, and what is made of other attributes when it is wanted."""
+    declared = set(_UNDECLARED)
+    derived: set[str] = set()
+    for base in kind.__mro__:
+        derived.update(name for name, item in vars(base).items() if type(item).__name__ == "cached_property")
+        if _root(base) in PACKAGES:
+            declared.update(vars(base), vars(base).get("__annotations__", ()))
+    counting = {name for name in declared if name[:1] != "_" and name not in _NOT_STATE and not _is_secret(name)}
+    return frozenset((declared - counting - _STATE) | derived)
+
+
+@lru_cache(maxsize=64)
+def _set_by_sdk(kind: type) -> frozenset[str]:
+    """Private attributes that the SDK's code sets; looked for where there are some that it has not declared (40 ms)."""
+    items = [item for base in kind.__mro__ if _root(base) in PACKAGES for item in vars(base).values()]
+    names = {name for item in items for code in _codes(item) for name in _set_by(code) if name[:1] == "_"}
+    return frozenset(names - _STATE)
+
+
+def _set_by(code: CodeType) -> set[str]:
+    """The attributes that some code sets."""
+    from dis import get_instructions
+
+    return {step.argval for step in get_instructions(code) if step.opname == "STORE_ATTR"}
+
+
+def _codes(item: Any) -> Iterator[CodeType]:
+    """Of a function, of a property, of what wraps one."""
+    for function in (item, *(getattr(item, part, None) for part in ("__func__", "fget", "fset", "func", "wrapped"))):
+        if isinstance(function, FunctionType):
+            yield function.__code__
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------------
@@ -166,15 +187,18 @@ def _is_secret(name: str) -> bool:
 
 
 def _without_secrets(values: Any) -> Any:
-    if not isinstance(values, dict):
-        return values or None
+    """Members of a mapping; `None` if none is left."""
+    if not hasattr(values, "items"):
+        return values
     return {name: _canonical(value) for name, value in values.items() if not _is_secret(str(name))} or None
 
 
 def _headers(values: Any) -> Any:
-    """Their names in lower case; one that is to be omitted is another thing than one that is not there."""
+    """The case of their names does not count; one that is to be omitted is another thing than one that is not there."""
     kept = _without_secrets(values)
-    return {str(name).lower(): value for name, value in kept.items()} if isinstance(kept, dict) else kept
+    if not isinstance(kept, dict):
+        return kept
+    return sorted(((str(name).lower(), encode(value)) for name, value in kept.items()))
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
@@ -259,7 +283,9 @@ def _canonical(value: Any, *, parses: bool = False) -> Any:
 
 def _model(value: Any) -> object:
     """A pydantic object as both SDKs dump it; where field names and aliases differ they do not agree how, so both count."""
-    dump = partial(value.model_dump, mode="json", exclude_unset=True, exclude=getattr(value, "__api_exclude__", None))
+    dump = partial(
+        value.model_dump, mode="json", exclude_unset=True, warnings=False, exclude=getattr(value, "__api_exclude__", None)
+    )
     named, aliased = dump(by_alias=False), dump(by_alias=True)
     return named if named == aliased else _Content("model", type_identity(type(value)), named, aliased)
 
@@ -290,15 +316,20 @@ def _schema(kind: Any) -> _Content:
     core = getattr(kind, "__pydantic_core_schema__", None)
     known, made_of, encoded = _schemas.get(id(kind), (None, None, b""))
     if known is not kind or made_of is not core or core is None:
-        pydantic = sys.modules.get("pydantic")
-        if pydantic is None:
-            raise UnkeyableError("the schema of a class is not known without pydantic")
-        named = [(base.__module__, base.__qualname__, _methods(base)) for base in _classes(kind)]
-        encoded = encode((named, pydantic.TypeAdapter(kind).json_schema()))
+        named = [(module_name(base.__module__), base.__qualname__, _methods(base)) for base in _classes(kind)]
+        encoded = encode((named, _json_schema(kind)))
         if len(_schemas) >= _MAX_SCHEMAS:
             _schemas.clear()
         _schemas[id(kind)] = (kind, core, encoded)
     return _Content("class", encoded)
+
+
+def _json_schema(kind: Any) -> object:
+    """`None` for a class that has none; the SDK could not ask for it either."""
+    try:
+        return sys.modules["pydantic"].TypeAdapter(kind).json_schema()
+    except Exception:  # no pydantic, or any of its errors, which say that a field or a reference has no schema
+        return None
 
 
 def _classes(kind: Any) -> list[type]:
@@ -330,6 +361,11 @@ def _rule(parts: Callable[[Any], object]) -> Callable[[Any, bytearray, int], Non
     return encoder
 
 
+def _model_class(kind: Any, out: bytearray, depth: int) -> None:
+    out += b"@"
+    encode_into((type_identity(kind), _schema(kind)), out, depth + 1)
+
+
 def _sentinel(value: object, out: bytearray, depth: int) -> None:
     out += b"@"
     encode_into("not given", out, depth + 1)
@@ -339,4 +375,5 @@ for _package in PACKAGES:
     SPECIAL[_package, "BaseClient"] = _rule(_client)
     SPECIAL[_package, "SyncAPIResource"] = SPECIAL[_package, "AsyncAPIResource"] = _rule(_resource)
     SPECIAL[_package, "NotGiven"] = SPECIAL[_package, "Omit"] = _sentinel
-OPEN.update(PACKAGES)
+SPECIAL["pydantic", "ModelMetaclass"] = _model_class
+OPEN.update((*PACKAGES, "pydantic"))
