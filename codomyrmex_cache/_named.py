@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 from codomyrmex_cache._arrays import array_recipe, concrete_scalars
+from codomyrmex_cache._models import model_named
 from codomyrmex_cache._rebuild import annotations_of, field_names, recipe_for, type_name
 from codomyrmex_cache._tagged import Recipe
 
@@ -40,11 +41,12 @@ class Types:
     ['Order']
     """
 
-    __slots__ = ("_by_name", "_functions", "_kinds", "_named", "_recipes")
+    __slots__ = ("_by_name", "_functions", "_kinds", "_named", "_packages", "_recipes")
 
     def __init__(self, *named: Any) -> None:
         self._named: tuple[Any, ...] = named
         self._functions: tuple[Callable[..., Any], ...] = ()
+        self._packages: tuple[str, ...] = ()
         self._kinds: frozenset[type] | None = None
         self._by_name: dict[str, type] = {}
         self._recipes: dict[type, Recipe | None] = {}
@@ -62,10 +64,18 @@ class Types:
         types._functions = (function,)
         return types
 
+    @classmethod
+    def of_package(cls, package: str) -> Types:
+        """The models of an SDK, as far as they have been imported."""
+        types = cls()
+        types._packages = (package,)
+        return types
+
     def __or__(self, other: Types) -> Types:
         """All classes of both."""
         types = Types(*self._named, *other._named)
         types._functions = (*self._functions, *other._functions)
+        types._packages = (*self._packages, *other._packages)
         return types
 
     def __iter__(self) -> Iterator[type]:
@@ -79,15 +89,18 @@ class Types:
         try:
             return self._recipes[kind]
         except KeyError:
-            if kind not in self._all() or self._by_name[type_name(kind)] is not kind:
+            name = type_name(kind)
+            if model_named(name, self._packages) is not kind and (kind not in self._all() or self._by_name[name] is not kind):
                 return None  # not kept: a class that is not ours may be a short-lived one
             recipe = self._recipes[kind] = array_recipe(kind) or recipe_for(kind)
             return recipe
 
     def named(self, name: str) -> Recipe | None:
         """How values of the class that stands under this name are made again."""
-        self._all()
-        kind = self._by_name.get(name)
+        kind = model_named(name, self._packages)
+        if kind is None:
+            self._all()
+            kind = self._by_name.get(name)
         return None if kind is None else self.of(kind)
 
     def _all(self) -> frozenset[type]:
@@ -169,7 +182,9 @@ def _inside(part: Any) -> Iterable[Any]:
     if isinstance(part, (tuple, list)):  # a namedtuple's fields are found from its class; the parameters of a Callable
         return part
     if _is_class(part):
-        return _fields(part) if field_names(part) is not None or is_typeddict(part) else ()
+        origin = getattr(part, "__pydantic_generic_metadata__", {}).get("origin")  # some make objects of the bare class
+        known = field_names(part) is not None or is_typeddict(part)
+        return (origin, *_fields(part)) if known else ()
     if hasattr(part, "__supertype__"):
         return (part.__supertype__,)
     alias = _alias(part)

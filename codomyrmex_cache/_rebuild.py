@@ -18,6 +18,7 @@ from hashlib import blake2b
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
+from codomyrmex_cache._models import is_sdk_model, model_recipe
 from codomyrmex_cache._plain import safe_dumps
 from codomyrmex_cache._tagged import Recipe
 from codomyrmex_cache.errors import CacheCodecError
@@ -248,7 +249,8 @@ def _model_recipe(kind: type, base: Any) -> Recipe | None:
         }
         base.__setstate__(value, state)
 
-    return Recipe(type_name(kind), fingerprint(kind), take, _maker(kind), fill)
+    recipe = Recipe(type_name(kind), fingerprint(kind), take, _maker(kind), fill)
+    return model_recipe(kind, recipe) if is_sdk_model(kind) else recipe
 
 
 def _namedtuple_recipe(kind: type) -> Recipe:

@@ -18,9 +18,9 @@ REPOSITORY = Path(__file__).parent.parent
 FLOORS: dict[int, set[str]] = {
     0: {"_chance", "_chunks", "_duration", "_entry", "_fork", "_late", "_log", "_record", "errors", "stats"},
     1: {"_arrays", "_cipher", "_code", "_completions", "_compression", "_encoders", "_encoding", "_files", "_folders",
-        "_isolation", "_kind", "_named", "_objects", "_origin", "_payload", "_pickling", "_plain", "_raising", "_rebuild",
-        "_sdk", "_sealed", "_secret", "_signature", "_tagged", "codecs", "envelope", "keys", "backends", "backends._lua",
-        "backends.base"},
+        "_isolation", "_kind", "_models", "_named", "_objects", "_origin", "_payload", "_pickling", "_plain", "_raising",
+        "_rebuild", "_sdk", "_sealed", "_secret", "_signature", "_tagged", "codecs", "envelope", "keys", "backends",
+        "backends._lua", "backends.base"},
     2: {"_keying", "_versions", "markers", "backends._async_lines", "backends._breaker", "backends._cells",
         "backends._coherence", "backends._database", "backends._debts", "backends._ends", "backends._eviction",
         "backends._large", "backends._layout", "backends._lines", "backends._mirror", "backends._plans", "backends._replies",
