@@ -19,6 +19,8 @@ from codomyrmex_cache._kind import kind_of
 from codomyrmex_cache._load import NOT_LOOKED, Looked
 from codomyrmex_cache._log import Log
 from codomyrmex_cache._policy import Rules
+from codomyrmex_cache._record import replace
+from codomyrmex_cache._sdk import call_of
 from codomyrmex_cache._signature import RESERVED, compile_function, shape_of
 from codomyrmex_cache.cache import Cache
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
@@ -55,12 +57,14 @@ class Calls:
     ) -> None:  # fmt: skip
         self.function = function
         self.cache = cache
-        self.rules = rules
+        sdk = call_of(function)
+        self.rules = rules = rules if sdk is None else _sdk_rules(rules)
         self.shape = shape_of(function)
         self.keyer = make_keyer(function, self.shape, keying)
         self._strict = keying.strict
         self.counters = cache.counters(self.keyer.name)
-        cache.expect(self.keyer.name, function, types)
+        self.keyer.classes.extend(types)
+        cache.expect(self.keyer.name, function, self.keyer.classes)
         kind = kind_of(function)
         self.is_async, self._hinted, self._streams_async = kind.coroutine, kind.hinted, kind.async_generator
         self.gives_stream = kind.generator or kind.async_generator
@@ -72,6 +76,7 @@ class Calls:
         hot = self.keyer.depends_on_arguments_only and rules.front and not self.gives_stream
         self.front = Front(self.shape, self.keyer, enabled=hot)
         self._call = self._compiled(function)
+        self._passes = sdk is not None and sdk.gives_manager
         self._tagged = bool(tags)
         self._tags = self._compiled(tags) if callable(tags) else lambda _: tags
         self._bind = compile_function(
@@ -83,6 +88,8 @@ class Calls:
     @property
     def entrance(self) -> tuple[Literal["plain", "coroutine", "other"], Callable[..., Any]]:
         """What kind of wrapper the function needs, and what that calls when the front has no answer."""
+        if self._passes:
+            return "other", self._passed
         if self.gives_stream:
             return "other", self.stream
         return ("coroutine", self.acold) if self.is_async else ("plain", self.cold)
@@ -104,6 +111,10 @@ class Calls:
         from codomyrmex_cache._bare import bare_of
 
         return bare_of(self)
+
+    def _passed(self, bound: tuple[Any, ...]) -> Any:
+        self.counters.add("bypasses")
+        return self._call(bound)
 
     def _compiled(self, target: Callable[..., Any]) -> Callable[[tuple[Any, ...]], Any]:
         """`target` as a function of the bound arguments."""
@@ -261,6 +272,15 @@ class Calls:
                 self.keyer.name, error,
             )  # fmt: skip
         return invoke()
+
+
+def _sdk_rules(rules: Rules) -> Rules:
+    """Of an SDK's calls, whole answers alone are stored if nothing else is said."""
+    if rules.store_if is not None:
+        return rules
+    from codomyrmex_cache._completions import ok_completion
+
+    return replace(rules, store_if=ok_completion)
 
 
 def heard(source: Any, *, is_async: bool) -> CachedStream[Any] | AsyncCachedStream[Any]:

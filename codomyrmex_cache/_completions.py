@@ -201,7 +201,9 @@ def _ok_item(item: object) -> bool:
 
 
 def _ok_response_events(events: Iterable[object]) -> bool:
-    ends = [event for event in events if _get(event, "type") in ("response.completed", "response.incomplete", "response.failed")]
+    ends = [
+        event for event in events if _get(event, "type") in ("response.completed", "response.incomplete", "response.failed")
+    ]
     return len(ends) == 1 and _get(ends[0], "type") == "response.completed" and _ok_response(_get(ends[0], "response"))
 
 

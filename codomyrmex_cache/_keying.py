@@ -13,7 +13,7 @@ from xxhash import xxh3_64_digest
 from codomyrmex_cache._encoders import encode
 from codomyrmex_cache._entry import Parts
 from codomyrmex_cache._record import record
-from codomyrmex_cache._sdk import SdkCall, arguments_of, call_of
+from codomyrmex_cache._sdk import SdkCall, arguments_of, call_of, classes_in
 from codomyrmex_cache._signature import RESERVED, Shape, compile_function
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 from codomyrmex_cache.keys import Key, Keyer, Part, Transform, encoded
@@ -99,6 +99,18 @@ class _SdkKeyer(Keyer):
         version = (_SDK_RULES, keying.version)
         super().__init__(type(call.client), (), name=keying.name or call.name, version=version, parts=[client, *parts])
         self._call, self._shape, self._ignored = call, shape, frozenset(keying.ignored)
+        self._parses = call.method.endswith("parse")
+
+    def key(self, bound: Sequence[object]) -> Key:
+        if self._parses:
+            self._note(bound)
+        return super().key(bound)
+
+    def _note(self, bound: Sequence[object]) -> None:
+        """Results may be of the classes in the arguments; of several with one name, of that of this call."""
+        for kind in classes_in(bound):
+            if not any(kind is known for known in self.classes):
+                self.classes[:] = [*[known for known in self.classes if str(known) != str(kind)][-_MOST_CLASSES:], kind]
 
     def _encodings(self, values: Sequence[object]) -> Iterator[tuple[str, bytes]]:
         yield from super()._encodings(())
@@ -112,6 +124,8 @@ class _SdkKeyer(Keyer):
         names, encodings = zip(*self._encodings(bound), strict=True)
         return Parts(self._head_parts, names, b"".join(map(xxh3_64_digest, encodings)))
 
+
+_MOST_CLASSES = 256
 
 _SDK_RULES = 1
 """What counts of a call of an SDK; another number where that changes."""

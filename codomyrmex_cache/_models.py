@@ -13,12 +13,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from codomyrmex_cache._sdk import PACKAGES
 from codomyrmex_cache._tagged import Recipe
 
-__all__ = ["PACKAGES", "is_sdk_model", "model_named", "model_recipe"]
-
-PACKAGES = ("openai", "anthropic")
-"""Whose models are known by where they stand; their modules must have been imported by others."""
+__all__ = ["is_sdk_model", "model_named", "model_recipe"]
 
 
 def is_sdk_model(kind: type) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 from codomyrmex_cache._arrays import array_recipe, concrete_scalars
 from codomyrmex_cache._models import model_named
 from codomyrmex_cache._rebuild import annotations_of, field_names, recipe_for, type_name
+from codomyrmex_cache._sdk import call_of
 from codomyrmex_cache._tagged import Recipe
 
 __all__ = ["NO_TYPES", "Types", "types_of"]
@@ -55,20 +56,18 @@ class Types:
     def of_return(cls, function: Callable[..., Any]) -> Types:
         """The classes in what the function is annotated to return; none where that cannot be found out.
 
+        Of a method of an SDK's client these are all models of the SDK, as far as they have been imported: that is told without
+        looking through hundreds of annotations.
+
         >>> from uuid import SafeUUID
         >>> def safety() -> list[SafeUUID]: ...
         >>> [kind.__name__ for kind in Types.of_return(safety)]
         ['SafeUUID']
         """
         types = cls()
+        call = call_of(function)
+        types._packages = () if call is None else (call.package,)
         types._functions = (function,)
-        return types
-
-    @classmethod
-    def of_package(cls, package: str) -> Types:
-        """The models of an SDK, as far as they have been imported."""
-        types = cls()
-        types._packages = (package,)
         return types
 
     def __or__(self, other: Types) -> Types:

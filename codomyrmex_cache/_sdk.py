@@ -25,7 +25,7 @@ from codomyrmex_cache._encoding import encode, encode_into
 from codomyrmex_cache._objects import OPEN, SPECIAL, describe, module_name, type_identity
 from codomyrmex_cache.errors import UnkeyableError
 
-__all__ = ["SdkCall", "arguments_of", "call_of", "is_sdk_object"]
+__all__ = ["PACKAGES", "SdkCall", "arguments_of", "call_of", "classes_in", "is_sdk_object"]
 
 PACKAGES = ("openai", "anthropic")
 
@@ -47,6 +47,11 @@ class SdkCall(NamedTuple):
     def name(self) -> str:
         """Of the function in keys and reports; the same in all versions of the SDK."""
         return f"{self.package}.{self.method}"
+
+    @property
+    def gives_manager(self) -> bool:
+        """Whether it gives something that makes its request when it is entered, once."""
+        return self.method.rpartition(".")[2] in ("stream", "connect")
 
 
 def call_of(function: Any) -> SdkCall | None:
@@ -301,6 +306,16 @@ def _file(file: Any) -> object:
         raise UnkeyableError(f"{describe(file)} cannot be read and set back, so its content cannot count") from error
     name = getattr(file, "name", None)
     return _Content("file", basename(name) if isinstance(name, str) else None, content)
+
+
+def classes_in(bound: Sequence[Any]) -> Iterator[Any]:
+    """The classes that the answer of a call with these arguments is to be parsed into."""
+    given = [item for value in bound for item in (value.values() if type(value) is dict else (value,))]
+    for value in given:
+        if isinstance(value, (type, GenericAlias)):
+            yield value
+        elif type(value) is list or type(value) is tuple:
+            yield from (tool.model for tool in value if isinstance(getattr(tool, "model", None), type))
 
 
 # -- classes that results are parsed into --------------------------------------------------------------------------------

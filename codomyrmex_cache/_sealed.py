@@ -53,7 +53,7 @@ class SealedPayloads:
         self._types = types
         self.coder = make_coder(types)
         self._results = results
-        self._coders: dict[str, tuple[object, Coder]] = {}
+        self._coders: dict[str, tuple[object, tuple[type, ...], Coder]] = {}
         self._chunked = chunked
         self._lets_go = lets_go
         self._most = most
@@ -65,10 +65,11 @@ class SealedPayloads:
         if expected is None:
             return self.coder
         known = self._coders.get(owner)
-        if known is None or known[0] is not expected:
-            types = self._types | Types(*expected[1]) | Types.of_return(expected[0])
-            known = self._coders[owner] = expected, self._make_coder(types)
-        return known[1]
+        named = tuple(expected[1])  # calls may have named others since
+        if known is None or known[0] is not expected or known[1] != named:
+            types = self._types | Types(*named) | Types.of_return(expected[0])
+            known = self._coders[owner] = expected, named, self._make_coder(types)
+        return known[2]
 
     def pack(self, key: bytes, entry: Entry, *, copy: bool, live: bool = False) -> Entry:
         refuse_single_use(entry.value)

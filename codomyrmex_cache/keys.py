@@ -76,7 +76,7 @@ class Keyer:
         shaping: functions of the user's that make parts of the key; their code counts, whatever the version.
         volatile: whether a key may change between two looks at the same arguments (files).
 
-    `kept` are the places of the parameters that count.
+    `kept` are the places of the parameters that count, `classes` those that calls have named for what they give.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Keyer:
         self.name = name or function_name(function)
         self.prefix = f"@{self.name}:"
         self.volatile = volatile
+        self.classes: list[Any] = []
         self._function = function
         self._version = version
         transforms = transforms or {}
