@@ -53,6 +53,10 @@ class Parts(Sequence[tuple[str, bytes]]):
     def __init__(self, common: tuple[tuple[str, bytes], ...], names: tuple[str, ...], digests: bytes) -> None:
         self._common, self._names, self._digests = common, names, digests
 
+    def and_another(self, name: str, digest: bytes) -> Parts:
+        """These and one more."""
+        return Parts(self._common, (*self._names, name), self._digests + digest)
+
     def __len__(self) -> int:
         return len(self._common) + len(self._names)
 

@@ -14,6 +14,7 @@ from codomyrmex_cache._encoders import encode
 from codomyrmex_cache._entry import Parts
 from codomyrmex_cache._record import record
 from codomyrmex_cache._sdk import SdkCall, arguments_of, call_of, classes_in
+from codomyrmex_cache._samples import OneDraw, Sample, checked_samples
 from codomyrmex_cache._signature import RESERVED, Shape, compile_function
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 from codomyrmex_cache.keys import Key, Keyer, Part, Transform, encoded
@@ -34,8 +35,11 @@ class Keying:
     scope: Scope | None = None
     depends: Sequence[object] = ()
     strict: bool = False
+    sample: Sample | None = None
+    samples: int | None = None
 
     def __post_init__(self) -> None:
+        checked_samples(self.samples, self.sample)
         if self.name is not None and (not isinstance(self.name, str) or not self.name):
             raise CacheConfigurationError(f"name={self.name!r}: give a non-empty str")
         if self.key is not None and not callable(self.key):
@@ -63,6 +67,11 @@ def make_keyer(function: Callable[..., Any], shape: Shape, keying: Keying) -> Ke
     Raises:
         CacheConfigurationError: `ignore` names what the function does not have, or a marker cannot be evaluated.
     """
+    keyer = _keyer_of_calls(function, shape, keying)
+    return keyer if keying.sample is None else OneDraw(keyer, keying.sample)
+
+
+def _keyer_of_calls(function: Callable[..., Any], shape: Shape, keying: Keying) -> Keyer:
     parts = _extra_parts(function, keying)
     call = call_of(function) if keying.key is None else None
     if call is not None:

@@ -13,6 +13,7 @@ from codomyrmex_cache._entry import Entry, Missing
 from codomyrmex_cache._keying import Keying, Scope
 from codomyrmex_cache._memo import Memo
 from codomyrmex_cache._policy import DEFAULT_STREAM_MAX, OnWaitTimeout, Rules, Ttl
+from codomyrmex_cache._samples import Sample
 from codomyrmex_cache._wiring import StoreOptions
 from codomyrmex_cache.backends.base import Backend
 from codomyrmex_cache.cache import Cache
@@ -149,6 +150,8 @@ def cached(
     key: Callable[..., object] | None = None,
     ignore: Iterable[str] = (),
     scope: Scope | None = None,
+    sample: Sample | None = None,
+    samples: int | None = None,
     depends: Sequence[object] = (),
     strict: bool = False,
     jitter: float = 0.0,
@@ -179,6 +182,8 @@ def cached(
     key: Callable[..., object] | None = None,
     ignore: Iterable[str] = (),
     scope: Scope | None = None,
+    sample: Sample | None = None,
+    samples: int | None = None,
     depends: Sequence[object] = (),
     strict: bool = False,
     jitter: float = 0.0,
@@ -213,6 +218,9 @@ def cached(
         key: a function that takes the call's arguments and gives what counts, instead of the arguments themselves.
         ignore: names of parameters, or of members of `**kwargs`, that are not part of the key.
         scope: a function or `ContextVar` whose value is part of the key: entries of one tenant are never another's.
+        sample: which of several stored draws of the same call this one wants: an int, or a `ContextVar` or function that gives
+            it; part of the key.
+        samples: how many draws of one call to store; successive calls get them in turn, and then the first again.
         depends: what results depend on beside the arguments: `File(glob)`, `Env(name)`, `Package(name)` of
             `codomyrmex_cache.markers`, functions (with the code they reach) and plain values.
         strict: raise `UnkeyableError` for an argument without exact encoding, instead of calling the function uncached, and
@@ -268,11 +276,18 @@ def cached(
     if isinstance(tags, str):
         raise CacheConfigurationError(f"tags={tags!r}: give a list of str, or a function of the call's arguments")
     keying = Keying(
-        name=name, version=version, key=key, ignore=ignore, scope=scope, depends=depends, strict=strict
+        name=name, version=version, key=key, ignore=ignore, scope=scope, depends=depends, strict=strict, sample=sample,
+        samples=samples,
     )  # fmt: skip
 
     make: Callable[..., Memo] = functools.partial(Memo, cache=cache, rules=rules, keying=keying, tags=tags, types=types)
+    if samples is not None:
+        from codomyrmex_cache._sampled import SampledMemo
+
+        make = functools.partial(SampledMemo, **make.keywords)  # type: ignore[attr-defined]
     if batch is not None:
+        if samples is not None:
+            raise CacheConfigurationError("batch= does not go with samples=: use sample=")
         from codomyrmex_cache._batched import BatchMemo
 
         make = functools.partial(BatchMemo, **make.keywords, batch=batch, max_batch=max_batch)  # type: ignore[attr-defined]

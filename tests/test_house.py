@@ -21,7 +21,7 @@ FLOORS: dict[int, set[str]] = {
         "_isolation", "_kind", "_models", "_named", "_objects", "_origin", "_payload", "_pickling", "_plain", "_raising",
         "_rebuild", "_sdk", "_sealed", "_secret", "_signature", "_tagged", "codecs", "envelope", "keys", "backends",
         "backends._lua", "backends.base"},
-    2: {"_keying", "_versions", "markers", "backends._async_lines", "backends._breaker", "backends._cells",
+    2: {"_keying", "_samples", "_versions", "markers", "backends._async_lines", "backends._breaker", "backends._cells",
         "backends._coherence", "backends._database", "backends._debts", "backends._ends", "backends._eviction",
         "backends._large", "backends._layout", "backends._lines", "backends._mirror", "backends._plans", "backends._replies",
         "backends._rows", "backends._salvage", "backends._schema", "backends._stamps", "backends._target",
@@ -30,7 +30,8 @@ FLOORS: dict[int, set[str]] = {
     2.5: {"_flight", "_heart", "_hot", "_near", "_near_cells", "_policy", "_pump", "_recording"},
     3: {"_alone", "_atomic", "_batch", "_drive", "_effects", "_entries", "_explain", "_flow", "_lane", "_load", "_quick",
         "_space", "_totals", "_verbs", "_wiring"},
-    4: {"_bare", "_batched", "_calls", "_cold", "_front", "_memo", "cache", "decorator", "locks", "manager", "streams"},
+    4: {"_bare", "_batched", "_calls", "_cold", "_front", "_memo", "_sampled", "cache", "decorator", "locks", "manager",
+        "streams"},
     5: {"", "_fault_suite", "_faults", "_suite", "testing"},
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
