@@ -27,6 +27,20 @@ class Plan(NamedTuple):
     order: Sequence[int]
 
 
+class Pieces(NamedTuple):
+    """How a function's lists are taken apart.
+
+    Args:
+        listed: the items of an argument; `None` or none if there is nothing to split.
+        parted: from a result and its items to the results of these.
+        joined: from the results of the items to a result.
+    """
+
+    listed: Callable[[Any], list[Any] | None]
+    parted: Callable[[Any, Sequence[Any]], Any]
+    joined: Callable[[list[Any]], Any]
+
+
 class BatchMemo(Memo):
     """A `Memo` whose function takes its items in the parameter `batch`; no more than `max_batch` at once.
 
@@ -47,6 +61,7 @@ class BatchMemo(Memo):
         self.front.enabled = False
         self._place = self.shape.names.index(batch)
         self._limit = max_batch
+        self._pieces = _pieces_of(self.function)
 
     @property
     def entrance(self) -> tuple[Literal["plain", "coroutine", "other"], Callable[..., Any]]:
@@ -54,6 +69,7 @@ class BatchMemo(Memo):
 
     def many(self, bound: tuple[Any, ...]) -> Any:
         """Answer a call."""
+        bound = self._kept(bound)
         plan = self._plan_of(bound)
         if plan is None:
             return self._call(bound)
@@ -61,6 +77,7 @@ class BatchMemo(Memo):
 
     async def amany(self, bound: tuple[Any, ...]) -> Any:
         """Answer a call of a coroutine function."""
+        bound = self._kept(bound)
         plan = self._plan_of(bound)
         if plan is None:
             return await self._call(bound)
@@ -68,11 +85,10 @@ class BatchMemo(Memo):
 
     def _plan_of(self, bound: tuple[Any, ...]) -> Plan | None:
         """How to answer from the cache; `None` to call the function as it is: nothing to split, or no key for an item."""
-        given = bound[self._place]
-        if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__") or not len(items := list(given)):
+        items = self._pieces.listed(bound[self._place])
+        if not items:
             self.counters.add("bypasses")
             return None
-        bound = self._with(bound, items)  # an iterator is used up now
         try:
             keys = [self.keyer.key(self._with(bound, item)) for item in items]
         except UnkeyableError as error:
@@ -89,18 +105,31 @@ class BatchMemo(Memo):
         ]
 
         def invoke(places: Sequence[int]) -> Any:
-            return self._call(self._with(bound, [chosen[place] for place in places]))
+            return self._parts_of(bound, [chosen[place] for place in places])
 
         return Plan(Items(requests, invoke, self._limit), [numbers[key] for key in keys])
 
     def _with(self, bound: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
         return (*bound[: self._place], value, *bound[self._place + 1 :])
 
-    def _one(self, bound: tuple[Any, ...], item: Any) -> Any:
-        result = self._call(self._with(bound, [item]))
-        return _awaited(result) if self.is_async else _only(result)
+    def _kept(self, bound: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The same with a list in place of an iterator, which can be gone through only once."""
+        given = bound[self._place]
+        return self._with(bound, list(given)) if hasattr(given, "__next__") else bound
 
-    def _assembled(self, plan: Plan, answers: Sequence[Answer]) -> list[Any]:
+    def _parts_of(self, bound: tuple[Any, ...], items: list[Any]) -> Any:
+        """Run the function for these items; of a coroutine function, an awaitable of the results."""
+        result = self._call(self._with(bound, items))
+        return self._aparts_of(result, items) if self.is_async else self._pieces.parted(result, items)
+
+    async def _aparts_of(self, result: Any, items: list[Any]) -> Any:
+        return self._pieces.parted(await result, items)
+
+    def _one(self, bound: tuple[Any, ...], item: Any) -> Any:
+        results = self._parts_of(bound, [item])
+        return _awaited(results) if self.is_async else _only(results)
+
+    def _assembled(self, plan: Plan, answers: Sequence[Answer]) -> Any:
         """The results in the order of the items; an item that occurs twice gets two."""
         values = [answer.result() for answer in answers]
         seen: set[int] = set()
@@ -109,7 +138,7 @@ class BatchMemo(Memo):
             value = values[number]
             results.append(self._another(value) if number in seen else value)
             seen.add(number)
-        return results
+        return self._pieces.joined(results)
 
     def _another(self, value: Any) -> Any:
         if not self.rules.copy or is_immutable(value):
@@ -121,31 +150,41 @@ class BatchMemo(Memo):
 
     # -- control methods: of a list of items, each of them
 
-    def _keys(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Key]:
-        bound = self._bind(*args, **kwargs)
-        return [self.keyer.key(self._with(bound, item)) for item in bound[self._place]]
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        return self._kept(self._bind(*args, **kwargs))
+
+    def _items(self, bound: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """The bound calls for each of the items."""
+        return [self._with(bound, item) for item in self._pieces.listed(bound[self._place]) or ()]
+
+    def _keys(self, bound: tuple[Any, ...]) -> list[Key]:
+        return list(map(self.keyer.key, self._items(bound)))
 
     def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
-        keys = self._keys(args, kwargs)
+        keys = self._keys(self._given(args, kwargs))
         if len(keys) != 1:
-            raise CacheConfigurationError(f"{self.keyer.name} has one entry for each item: ask with a list of one")
+            raise self._not_one()
         return keys[0]
 
-    def _peeks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[list[Any]]:
-        keys = self._keys(args, kwargs)
+    def _not_one(self) -> Exception:
+        return CacheConfigurationError(f"{self.keyer.name} has one entry for each item: ask with a list of one")
+
+    def _peeks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Any]:
+        keys = self._keys(self._given(args, kwargs))
         found = []
         for key in keys:
             entry = yield from read(self.cache.space, key, self.counters, copy=self.rules.copy)
             found.append(MISSING if entry is None else entry.value)
-        return found
+        missing = not found or any(value is MISSING for value in found)
+        return MISSING if missing else self._pieces.joined(found)
 
-    def peek(self, /, *args: Any, **kwargs: Any) -> list[Any] | Missing:
+    def peek(self, /, *args: Any, **kwargs: Any) -> Any | Missing:
         """The stored results of all items, or `MISSING` if one is not there."""
-        return _all(run(self.cache.space, self._peeks(args, kwargs)))
+        return run(self.cache.space, self._peeks(args, kwargs))
 
-    async def apeek(self, /, *args: Any, **kwargs: Any) -> list[Any] | Missing:
+    async def apeek(self, /, *args: Any, **kwargs: Any) -> Any | Missing:
         """`peek` for event loops."""
-        return _all(await arun(self.cache.space, self._peeks(args, kwargs)))
+        return await arun(self.cache.space, self._peeks(args, kwargs))
 
     def contains(self, /, *args: Any, **kwargs: Any) -> bool:
         """Whether all items would be hits."""
@@ -155,42 +194,54 @@ class BatchMemo(Memo):
         """`contains` for event loops."""
         return await self.apeek(*args, **kwargs) is not MISSING
 
+    def _dropped(self, bound: tuple[Any, ...]) -> Flow[int]:
+        return verbs.delete_many(self.cache.space, self._keys(bound), self.counters)
+
     def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
         """Forget the results of these items, also those being computed; whether there were any."""
-        keys = self._keys(args, kwargs)
-        return run(self.cache.space, verbs.delete_many(self.cache.space, keys, self.counters)) > 0
+        return run(self.cache.space, self._dropped(self._given(args, kwargs))) > 0
 
     async def ainvalidate(self, /, *args: Any, **kwargs: Any) -> bool:
         """`invalidate` for event loops."""
-        keys = self._keys(args, kwargs)
-        return await arun(self.cache.space, verbs.delete_many(self.cache.space, keys, self.counters)) > 0
+        return await arun(self.cache.space, self._dropped(self._given(args, kwargs))) > 0
 
     def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the function now for these items and store the results; of a coroutine function, an awaitable of that."""
         if self.is_async:
             return self.arefresh(*args, **kwargs)
-        self.invalidate(*args, **kwargs)
-        return self.many(self._bind(*args, **kwargs))
+        bound = self._given(args, kwargs)
+        run(self.cache.space, self._dropped(bound))
+        return self.many(bound)
 
     async def arefresh(self, /, *args: Any, **kwargs: Any) -> Any:
         """`refresh` for event loops."""
-        await self.ainvalidate(*args, **kwargs)
-        return await self.amany(self._bind(*args, **kwargs))
+        bound = self._given(args, kwargs)
+        await arun(self.cache.space, self._dropped(bound))
+        return await self.amany(bound)
 
     def _store(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[None]:
-        bound = self._bind(*args, **kwargs)
-        for item, result in zip(list(bound[self._place]), list(value), strict=True):
-            one = self._with(bound, item)
-            yield from self.stored(one, result)
+        calls = self._items(self._given(args, kwargs))
+        results = self._pieces.parted(value, [bound[self._place] for bound in calls])
+        for bound, result in zip(calls, list(results), strict=True):
+            yield from self.stored(bound, result)
 
     def _explanation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        bound = self._bind(*args, **kwargs)
-        self._key(args, kwargs)
-        return self.explained(self._with(bound, next(iter(bound[self._place]))))
+        calls = self._items(self._given(args, kwargs))
+        if len(calls) != 1:
+            raise self._not_one()
+        return self.explained(calls[0])
 
 
-def _all(found: list[Any]) -> list[Any] | Missing:
-    return MISSING if any(value is MISSING for value in found) else found
+def _pieces_of(function: Callable[..., Any]) -> Pieces:
+    return Pieces(_listed, _as_it_is, list)
+
+
+def _listed(given: Any) -> list[Any] | None:
+    return None if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__") else list(given)
+
+
+def _as_it_is(results: Any, items: Sequence[Any]) -> Any:
+    return results
 
 
 def _only(results: Any) -> Any:

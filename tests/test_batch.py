@@ -310,6 +310,22 @@ def test_what_cannot_be_split_is_called_as_it_is(manager: CacheManager, backend_
     assert embed.stats().hits == 2
 
 
+def test_an_iterator_is_gone_through_once() -> None:
+    given: list[list[Any]] = []
+
+    @cached("batch", batch="items", manager=CacheManager())
+    def took(items: Any) -> list[str]:
+        given.append(list(items))
+        return [f"{item!s:.1} {len(given)}" for item in given[-1]]
+
+    assert took(iter([object(), "b"])) == ["< 1", "b 1"]  # no key, so as it is
+    assert len(given[0]) == 2
+    assert took(iter("ab")) == ["a 2", "b 2"]
+    assert took.refresh(iter("ab")) == ["a 3", "b 3"]
+    assert took(iter("ba")) == ["b 3", "a 3"]
+    assert took.peek([]) is MISSING
+
+
 def _generator(texts: list[str]) -> Any:
     yield from texts
 
