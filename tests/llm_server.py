@@ -186,10 +186,12 @@ def response_events(body: dict[str, Any], name: str, number: int) -> Events:
 
 
 def embeddings(body: dict[str, Any], name: str, number: int) -> dict[str, Any]:
-    """Of each text its length and first letter, as numbers that floats hold exactly."""
-    texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+    """Of each text its length and first letter or token, as numbers that floats hold exactly."""
+    one = isinstance(body["input"], str) or isinstance(body["input"][0], int)  # a text, or its tokens
+    texts = [body["input"]] if one else body["input"]
+    first = [ord(text[0]) if isinstance(text, str) else text[0] for text in texts]
     data = [
-        {"object": "embedding", "index": index, "embedding": [float(len(text)), float(ord(text[0]))]}
+        {"object": "embedding", "index": index, "embedding": [float(len(text)), float(first[index])]}
         for index, text in enumerate(texts)
     ]
     usage = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
