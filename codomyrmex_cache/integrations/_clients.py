@@ -74,24 +74,34 @@ def cache_client(
     if refused:
         raise CacheConfigurationError(f"{min(refused)}= is for one function: leave it out, or use cached on the method")
     known = {"namespace": namespace, "ttl": ttl, "backend": backend, **options}
+    return _equipped(_another(client), METHODS[package], known)
+
+
+def _another(client: T) -> T:
+    """A shallow copy, with resources of its own in place of those that the client had made already."""
     another = copy.copy(client)
-    for kind in type(client).__mro__:
-        for name, attribute in vars(kind).items():
-            if isinstance(attribute, functools.cached_property):
-                vars(another).pop(name, None)  # made for the given client
-    return _equipped(another, METHODS[package], known)
+    for name, value in vars(client).items():
+        if type(value) is _Later:
+            del vars(another)[name]
+        elif getattr(value, "_client", None) is client:
+            if isinstance(getattr(type(client), name, None), functools.cached_property):
+                del vars(another)[name]
+            else:  # Anthropic's clients for other platforms make some at once
+                vars(another)[name] = type(value)(another)
+    if getattr(client, "_middleware_chain", None) is not None:  # Anthropic's; it sends by the client that it was made by
+        vars(another)["_middleware_chain"] = another._build_middleware_chain()  # type: ignore[attr-defined]
+    return another
 
 
 def _equipped(client: T, methods: tuple[str, ...], options: dict[str, Any]) -> T:
     """The client itself, with its methods cached."""
     for path in methods:
         root, _, rest = path.partition(".")
-        if hasattr(type(client), root) and type(vars(client).get(root)) is not _Later:
-            if root == "beta":
-                inner = [each.partition(".")[2] for each in methods if each.startswith("beta.")]
-                vars(client)[root] = _Later(functools.partial(_made, client, root, inner, options))
-            else:
-                _cover(getattr(client, root), rest, options)
+        if root == "beta" and root not in vars(client) and hasattr(type(client), root):
+            inner = [each.partition(".")[2] for each in methods if each.startswith("beta.")]
+            vars(client)[root] = _Later(functools.partial(_made, client, root, inner, options))
+        elif type(vars(client).get(root)) is not _Later and (root in vars(client) or hasattr(type(client), root)):
+            _cover(getattr(client, root), rest, options)
     original = type(client).copy  # type: ignore[attr-defined]
 
     @functools.wraps(original)
