@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+from codomyrmex_cache import _embeddings
 from codomyrmex_cache import _verbs as verbs
 from codomyrmex_cache._batch import Items, call_many
 from codomyrmex_cache._drive import arun, run
@@ -14,6 +15,7 @@ from codomyrmex_cache._entries import read
 from codomyrmex_cache._entry import MISSING, Missing
 from codomyrmex_cache._isolation import is_immutable, isolated
 from codomyrmex_cache._memo import Memo
+from codomyrmex_cache._sdk import call_of
 from codomyrmex_cache.errors import CacheCodecError, CacheConfigurationError, UnkeyableError
 from codomyrmex_cache.keys import Key
 
@@ -233,6 +235,9 @@ class BatchMemo(Memo):
 
 
 def _pieces_of(function: Callable[..., Any]) -> Pieces:
+    called = call_of(function)
+    if called is not None and called.method == "embeddings.create":
+        return Pieces(_embeddings.listed, _embeddings.parted, _embeddings.joined)
     return Pieces(_listed, _as_it_is, list)
 
 

@@ -14,6 +14,7 @@ from inspect import iscoroutinefunction, unwrap
 from typing import Any, TypeVar
 
 from codomyrmex_cache._policy import Ttl
+from codomyrmex_cache._signature import shape_of
 from codomyrmex_cache.backends.base import Backend
 from codomyrmex_cache.decorator import cached
 from codomyrmex_cache.errors import CacheConfigurationError
@@ -124,7 +125,7 @@ def _cover(owner: Any, path: str, options: dict[str, Any]) -> None:
     mine = dict(options)
     if type(resource).__name__ in ("Embeddings", "AsyncEmbeddings"):
         mine.pop("samples", None)
-        if not any(map(mine.get, _WHOLE)):
+        if "input" in shape_of(method).names and not any(map(mine.get, _WHOLE)):
             mine["batch"] = "input"
     else:
         mine.pop("max_batch", None)
@@ -155,15 +156,11 @@ class _Later:
         self._make = make
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._make(), name)
+        return getattr(object.__getattribute__(self, "_make")(), name)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return type(self._make())
-
-    @__class__.setter
-    def __class__(self, kind: Any) -> None:
-        raise TypeError(f"{kind}: not to be changed")
 
 
 def _made(client: Any, root: str, paths: list[str], options: dict[str, Any]) -> Any:
