@@ -97,7 +97,7 @@ _STATE = frozenset({
 })  # fmt: skip
 """Attributes of the SDKs' clients that count unless they are `None`; all other public ones do too but for these:"""
 
-_NOT_STATE = frozenset({"max_retries", "timeout", "websocket_base_url", "workload_identity"})
+_NOT_STATE = frozenset({"copy", "with_options", "max_retries", "timeout", "websocket_base_url", "workload_identity"})
 
 _UNDECLARED = frozenset({
     "_api_key_provider", "_azure_ad_token", "_azure_ad_token_provider", "_custom_headers", "_custom_query", "_delete", "_get",
