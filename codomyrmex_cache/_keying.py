@@ -13,8 +13,8 @@ from xxhash import xxh3_64_digest
 from codomyrmex_cache._encoders import encode
 from codomyrmex_cache._entry import Parts
 from codomyrmex_cache._record import record
-from codomyrmex_cache._sdk import SdkCall, arguments_of, call_of, classes_in
 from codomyrmex_cache._samples import OneDraw, Sample, checked_samples
+from codomyrmex_cache._sdk import SdkCall, arguments_of, call_of, classes_in
 from codomyrmex_cache._signature import RESERVED, Shape, compile_function
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 from codomyrmex_cache.keys import Key, Keyer, Part, Transform, encoded

@@ -53,8 +53,8 @@ def model_named(name: str, packages: tuple[str, ...]) -> type | None:
 def model_recipe(kind: Any, attributes: Recipe) -> Recipe:
     """How values of an SDK's model are stored.
 
-    The parts are the JSON and what the object has beside its fields (the number of the request); or the fingerprint of the class
-    and the parts that `attributes` gives.
+    The parts are the JSON and what the object has beside its fields (the number of the request); or the fingerprint of the
+    class and the parts that `attributes` gives.
 
     Args:
         kind: the model.
