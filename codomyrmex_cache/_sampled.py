@@ -8,7 +8,7 @@ from codomyrmex_cache import _verbs as verbs
 from codomyrmex_cache._drive import arun, run
 from codomyrmex_cache._keying import Keying
 from codomyrmex_cache._memo import Memo
-from codomyrmex_cache._samples import LastIsDraw, Turns
+from codomyrmex_cache._samples import Draw, LastIsDraw, Turns
 from codomyrmex_cache.errors import UnkeyableError
 from codomyrmex_cache.keys import Key
 
@@ -41,19 +41,20 @@ class SampledMemo(Memo):
 
     def _taken(self, bound: tuple[Any, ...]) -> tuple[Any, ...]:
         try:
-            return (*bound, self._turns.take(self.keyer.first_key(bound).digest))
+            call = self.keyer.first_key(bound)
         except UnkeyableError:
-            return (*bound, 0)  # it is found out again where that is dealt with
+            return (*bound, Draw(0))  # it is found out again where that is dealt with
+        return (*bound, Draw(self._turns.take(call.digest), call))
 
     def _upcoming(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         bound = self._bind_arguments(*args, **kwargs)
-        return (*bound, self._turns.upcoming(self.keyer.first_key(bound).digest))
+        return (*bound, Draw(self._turns.upcoming(self.keyer.first_key(bound).digest)))
 
     def _all_keys(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Key]:
         """Those of all draws, of which the first is next again."""
         bound = self._bind_arguments(*args, **kwargs)
         self._turns.restart(self.keyer.first_key(bound).digest)
-        return [self.keyer.key((*bound, draw)) for draw in range(self._samples)]
+        return [self.keyer.key((*bound, Draw(number))) for number in range(self._samples)]
 
     def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
         """Forget all draws of this call, also those being computed; whether there were any."""

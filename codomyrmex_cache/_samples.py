@@ -19,7 +19,7 @@ from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 from codomyrmex_cache.keys import Key, Keyer
 
-__all__ = ["LastIsDraw", "OneDraw", "Sample", "Turns", "checked_samples", "drawn"]
+__all__ = ["Draw", "LastIsDraw", "OneDraw", "Sample", "Turns", "checked_samples", "drawn"]
 
 Sample = int | ContextVar[int] | Callable[[], object]
 """A draw, or what tells at each call which one it wants."""
@@ -86,15 +86,37 @@ class OneDraw(_OfDraws):
             raise UnkeyableError(reason, self._label("sample")) from error
 
 
+class Draw:
+    """One of a call's draws.
+
+    Args:
+        number: from 0.
+        call: the key of the call, for who asks for that of the draw first; later the arguments may have changed.
+    """
+
+    __slots__ = ("call", "number")
+
+    def __init__(self, number: int, call: Key | None = None) -> None:
+        self.number, self.call = number, call
+
+
 class LastIsDraw(_OfDraws):
-    """The keyer of `samples=`: the draw follows the bound arguments, so that a call keeps it from its start to its end."""
+    """The keyer of `samples=`: a `Draw` follows the bound arguments, so that a call keeps it from its start to its end."""
 
     def first_key(self, bound: Sequence[object]) -> Key:
         """The key of the call alone, without a draw in the arguments."""
         return self._inner.key(bound)
 
+    def key(self, bound: Sequence[object]) -> Key:
+        draw = bound[-1]
+        assert type(draw) is Draw
+        call, draw.call = draw.call, None
+        return super().key(bound) if call is None else drawn(call, self.prefix, encode(draw.number))
+
     def _taken_apart(self, bound: Sequence[object]) -> tuple[Sequence[object], bytes]:
-        return bound[:-1], encode(bound[-1])
+        draw = bound[-1]
+        assert type(draw) is Draw
+        return bound[:-1], encode(draw.number)
 
 
 class Turns:
