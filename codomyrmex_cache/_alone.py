@@ -38,6 +38,8 @@ class Alone:
             LEADING.reset(self._token)
         self._counters.load(time.monotonic() - self._began, failed=error is not None)
         self._counters.add("misses")
+        if error is None:
+            self._counters.spend(value)
         self._space.flights.end(self._flight, self._outcome(value, error))
         self._flight.leave()
         if error is not None:

@@ -25,12 +25,13 @@ when the store is full, one in 256 leaves ahead of need.  An interruption amid t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Token
 from functools import partial
 from math import inf
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, cast
+from weakref import ref
 
 from codomyrmex_cache._cold import ColdCall, Finished
 from codomyrmex_cache._drive import wait
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from codomyrmex_cache._calls import Calls
+    from codomyrmex_cache._worth import Worth
 
 __all__ = ["Bare", "bare_of"]
 
@@ -84,6 +86,7 @@ class BareFlight(Flight):
     names = ()
     loop = task = None
     load: object = True
+    worth: Worth | None = None
     _waiting = 0
     _made: Future[Outcome] | None = None
     bare: Bare
@@ -150,18 +153,21 @@ class BareFlight(Flight):
         try:
             LEADING.reset(self.token)
             now = bare.clock()
-            packed, shared = value, True
+            packed, shared, kind, worth = value, True, bare.kind, None
             if type(value) not in _PLAIN:
                 entry = bare.packed(self, value, now)
                 if entry is None:
                     return value
                 if isinstance(entry, ColdCall):
                     return entry.finish()
-                packed, shared = entry.value, entry.shared
-            cell = _new(bare.kind)  # without a frame for it
+                packed, shared, worth = entry.value, entry.shared, self.worth
+                kind = kind if worth is None else _WORTHY[kind]
+            cell = _new(kind)  # without a frame for it
             cell.key, cell.value, cell.shared, cell.entry = place[1], packed, shared, bare
             cell.cost = cost = _COSTS[now - self.began]
             cell.hits = cell.touches = cell.seen = cell.place = 0
+            if worth is not None:
+                cell.followed = worth
             if bare.kind is BareCell:
                 cell.deadline = now + bare.seconds
             else:
@@ -187,6 +193,21 @@ class BareFlight(Flight):
             bare.leave(self, place, Abandoned(problem))
             raise
         return value
+
+
+class _WorthyCell(BareCell):
+    """One whose hits spare tokens or money: how much, it says in `followed`."""
+
+    __slots__ = ("followed",)
+
+
+class _WorthyLastingCell(LastingCell):
+    """The same without a deadline."""
+
+    __slots__ = ("followed",)
+
+
+_WORTHY: dict[type[BareCell], type[BareCell]] = {BareCell: _WorthyCell, LastingCell: _WorthyLastingCell}
 
 
 class _Raising:
@@ -285,7 +306,7 @@ class Bare:
         except CacheCodecError:
             return None
         if cell is None:
-            self.counters.add("coalesced")
+            self.counters.answered("coalesced", value=value)
         else:
             cell.hits += 1
         return Finished(value)
@@ -324,6 +345,7 @@ class Bare:
         """What is kept of a value that others could change; `None` if it cannot be kept, a call if it is no plain result."""
         if is_awaitable(value) or is_stream(value):
             return self._of_another_kind(flight, flight.place, value)
+        flight.worth = self.counters.spend(value)
         entry = pack(self._space, Key(self._memo.keyer.prefix, b""), Entry(value), self.counters, copy=self._copy)
         if entry is None:
             self.counters.load(now - flight.began)
@@ -389,6 +411,8 @@ def bare_of(memo: Calls) -> Bare | None:
         return None
     if rules.early or rules.touch or rules.stale or rules.errors or rules.jitter or rules.store_if or callable(rules.ttl):
         return None
+    if rules.cost is not None:  # to be asked about every result, also those that go the shortest way
+        return None
     if rules.ttl == 0 or rules.wait is not None or not rules.share_streams:
         return None
     kept, head = backend._kept, space.stored(memo.keyer.prefix)
@@ -396,5 +420,12 @@ def bare_of(memo: Calls) -> Bare | None:
     if any(key.startswith(head) for key in list(kept.by_key)):
         return None
     bare = Bare(memo, backend)
+    memo.counters.sampled = partial(_sampled, ref(bare))
     kept.bare.add(bare)
     return bare
+
+
+def _sampled(bare: ref[Bare]) -> Sequence[Sequence[tuple[str, object]]]:
+    """What the living cells' loads were called with: names and values.  So a miss has nothing to write down."""
+    found = bare()
+    return () if found is None else found.front.arguments_of(found)

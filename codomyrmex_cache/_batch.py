@@ -95,7 +95,7 @@ def _stored_answers(space: Space, requests: Sequence[Request]) -> Flow[dict[int,
         if found is not None and found.verdict is Verdict.FRESH:
             answer = answered(space, request, found.entry)
             if answer is not None:
-                request.counters.hit(found.entry.cost)
+                request.counters.hit(found.entry.cost, found.entry.result)
                 answers[place] = answer
     return answers
 
@@ -213,6 +213,8 @@ def _loaded_part(space: Space, items: Items, part: Sequence[Led]) -> Flow[None]:
             yield from release(space, each.flight.key, each.terms.begun, failed=True, lease_alone=each.flight.fenced)
             space.flights.end(each.flight, Failed(raised, overtaken=not valid))
             continue
+        counters.spend(values[index])
+        counters.loaded_by.append(parts[index])
         seconds = seconds_of(space, each.request, values[index])
         if each.request.unchanged is not None and not (yield Ask(each.request.unchanged)):
             seconds = 0.0

@@ -16,6 +16,7 @@ from codomyrmex_cache._front import Front
 from codomyrmex_cache._isolation import is_awaitable, is_immutable
 from codomyrmex_cache._keying import Keying, make_keyer
 from codomyrmex_cache._kind import kind_of
+from codomyrmex_cache._ledger import appraise
 from codomyrmex_cache._load import NOT_LOOKED, Looked
 from codomyrmex_cache._log import Log
 from codomyrmex_cache._policy import Rules
@@ -63,6 +64,7 @@ class Calls:
         self.keyer = make_keyer(function, self.shape, keying)
         self._strict = keying.strict
         self.counters = cache.counters(self.keyer.name)
+        self.counters.appraise = partial(appraise, rules.cost, self.counters)
         self.keyer.classes.extend(types)
         cache.expect(self.keyer.name, function, self.keyer.classes)
         kind = kind_of(function)
@@ -248,7 +250,7 @@ class Calls:
         if answer.entry.streamed:
             return self._view(answer, request)
         if answer.entry.awaited is self.is_async:  # a plain wrapper that returns awaitables has no use for bare values
-            self.front.promote(bound, request.key, self.cache.space, self.counters, awaited=self.is_async)
+            self.front.promote(bound, request.key, self.cache.space, self.counters, answer.entry)
         return answer.entry.value
 
     def _view(self, answer: Answer, request: Request) -> CachedStream[Any] | AsyncCachedStream[Any]:

@@ -121,6 +121,13 @@ class Entry:
         return None if self.fresh_until is None else self.fresh_until - self.created
 
     @property
+    def result(self) -> Any:
+        """What a function is asked that is asked about results: of a stream its items; `MISSING` if it was an exception."""
+        if self.raised:
+            return MISSING
+        return self.value[1] if self.streamed else self.value
+
+    @property
     def tags(self) -> tuple[str, ...]:
         """The tags it was stored with."""
         return tuple(_tag(name) for name, _ in self.generations)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from codomyrmex_cache._effects import Answer, AwaitableResult, Behind, Flow, KeyMoved, Lead, Load, Now, Patience, Request, Wait
 from codomyrmex_cache._entries import Found, answered, fetched, look, touched
-from codomyrmex_cache._entry import Entry
+from codomyrmex_cache._entry import MISSING, Entry
 from codomyrmex_cache._flight import TIMED_OUT, Abandoned, Failed, Flight, Landed, Outcome, Phase, Streaming, TimedOut
 from codomyrmex_cache._isolation import is_awaitable, is_stream
 from codomyrmex_cache._load import NOT_LOOKED, Looked, Terms, lead, looked_for, release, unchanged
@@ -61,13 +61,13 @@ def _from_store(space: Space, request: Request, found: Found) -> Flow[Answer | N
         return None
     if found.verdict is Verdict.STALE:
         yield from _refresh_behind(space, request, entry)
-        request.counters.add("stale_hits")
+        request.counters.answered("stale_hits", entry.cost, entry.result)
         return answer
     if rules.early and not entry.streamed and is_due_early(entry, (yield Now()), rules.early, space.draw()):
         yield from _refresh_behind(space, request, entry)
     elif rules.touch and not space.flights.is_flying(space.stored(request.key.text)):
         yield from touched(space, request.key, found, request.counters)
-    request.counters.hit(entry.cost)
+    request.counters.hit(entry.cost, entry.result)
     return answer
 
 
@@ -158,7 +158,7 @@ def waited_in_vain(space: Space, request: Request, found: Found | None) -> Flow[
     old = None if found is None or request.rules.on_wait_timeout != "stale" else answered(space, request, found.entry)
     if old is None:
         return (yield from compute(request))
-    request.counters.add("stale_hits")
+    request.counters.answered("stale_hits", 0.0, MISSING if old.entry is None else old.entry.result)
     return old
 
 
@@ -166,7 +166,7 @@ def leader_answer(space: Space, request: Request, outcome: Outcome) -> Answer:
     """What the leader itself answers, counted."""
     counters = request.counters
     if isinstance(outcome, Landed) and outcome.found:
-        counters.hit(outcome.entry.cost)
+        counters.hit(outcome.entry.cost, outcome.entry.result)
         answer = answered(space, request, outcome.entry)
         assert answer is not None  # the leader has seen to that
         return answer
@@ -192,8 +192,20 @@ def _streaming_answer(
     except BaseException:  # cancelled while asking
         outcome.recording.leave(listener)
         raise
-    request.counters.add("misses" if leads else "coalesced")
+    if leads:
+        request.counters.add("misses")
+    else:
+        request.counters.answered("coalesced", value=_whole(outcome.recording))
     return _heard(outcome, listener)
+
+
+def _whole(recording: Recording) -> Any:
+    """The items of a stream that has ended; who joins it before is counted by the one who keeps it."""
+    with recording.lock:
+        if recording.followers is None:
+            return recording.chunks
+        recording.followers += 1
+        return MISSING
 
 
 def _heard(outcome: Streaming, listener: Listener) -> Answer:
@@ -257,5 +269,5 @@ def follower_answer(space: Space, request: Request, phase: Phase, outcome: Outco
         return (yield from compute(request))
     answer = answered(space, request, replace(entry, awaited=outcome.entry.awaited))
     if answer is not None:
-        counters.add("coalesced")
+        counters.answered("coalesced", value=entry.result)
     return answer

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from xxhash import xxh3_128_digest
 
-from codomyrmex_cache._entry import Clock
+from codomyrmex_cache._entry import Clock, Entry
 from codomyrmex_cache._isolation import isolated
 from codomyrmex_cache._objects import dependent_on_encoders, is_its_attributes
 from codomyrmex_cache._signature import RESERVED, Shape, compile_function
@@ -50,6 +50,9 @@ _MAX_TEXT = 4096
 _MAX_BITS = 512
 SMALL = 1 << 62
 _FIRST_PRUNING = 1024
+
+_MOST_SHOWN = 1_024
+"""Of the calls with arguments of the same types, when somebody asks what calls there were."""
 
 _MAX_FINGERPRINTS = 16_384
 """Of one function; a call has as many as there are orders of its dicts, so they are bounded by themselves."""
@@ -138,7 +141,7 @@ class Front:
 
     # -- upkeep
 
-    def promote(self, bound: tuple[Any, ...], key: Key, space: Space, counters: Counters, *, awaited: bool) -> None:
+    def promote(self, bound: tuple[Any, ...], key: Key, space: Space, counters: Counters, answer: Entry) -> None:
         """Let the next call with these arguments be a hot hit, if there is a live cell for it that says all.
 
         Args:
@@ -146,17 +149,17 @@ class Front:
             key: what it was made of them before the call.
             space: where the entries are.
             counters: of the function.
-            awaited: whether its results are awaited.
+            answer: to this call, which says whether results are awaited; its value is still the caller's alone.
         """
         near, stored = space.near, space.stored(key.text)
         cell_of = getattr(space.backend, "cell", None) if near is None else near.cell
         cell: Cell | None = cell_of(stored) if cell_of is not None and self.enabled else None
         entry = None if cell is None else cell.entry
-        if cell is None or entry is None or entry.digest != key.digest or entry.awaited is not awaited:
+        if cell is None or entry is None or entry.digest != key.digest or entry.awaited is not answer.awaited:
             return
         if entry.raised or entry.streamed:
             return
-        counters.follow(cell)
+        counters.follow(cell, answer.value)
         if near is not None or not entry.generations:
             self.fill(bound, key, cell, space.clock if near is None else near.now)
         elif isinstance(space.backend, Watched):
@@ -227,6 +230,12 @@ class Front:
         """The living ones of this owner, with where they lie."""
         found = [(kinds, list(cells.items())) for kinds, cells in list(self.cells.items())]
         return [((kinds, values), cell) for kinds, cells in found for values, cell in cells if cell.entry is owner]
+
+    def arguments_of(self, owner: object) -> list[list[tuple[str, object]]]:
+        """Names and values that lead to living cells of this owner, to some of the last ones."""
+        lasts = [(cells, values) for cells in list(self.cells.values()) for values in list(cells)[-_MOST_SHOWN:]]
+        found = [values for cells, values in lasts if (cell := cells.get(values)) is not None and cell.entry is owner]
+        return [list(zip(self._names, (values,) if self._single else values, strict=True)) for values in found]
 
     def put(self, place: tuple[Any, Any], cell: Cell) -> Cell | None:
         """Now this lies there; what did before."""

@@ -108,7 +108,7 @@ class Lane:
             created, fresh_until, cost, codec, main = self._glance(stored, sealed, key.digest, self._awaited)
             if created - FUTURE_TOLERANCE <= self._space.clock() < fresh_until:
                 value = self._coder_of(stored).loads(codec, (main,))
-                self._counters.hit(cost)
+                self._counters.hit(cost, value)
                 return value
         except Exception:  # noqa: S110  met again by the flow, and counted there
             pass

@@ -242,8 +242,11 @@ def _loaded(space: Space, request: Request, flight: Flight, terms: Terms, *, ref
         raise AwaitableResult(value)
     now = yield Now()
     counters.load(now - started, failed=raised is not None)
+    counters.loaded_by.append(parts)
     if raised is None and rules.share_streams and is_stream(value):
         return (yield from _streaming(space, request, flight, terms, value, started, parts))
+    if raised is None:
+        counters.spend(value)
     seconds = _error_seconds(request, raised, refreshing=refreshing) if raised else seconds_of(space, request, value)
     if request.unchanged is not None and not (yield Ask(request.unchanged)):
         seconds = 0.0
@@ -359,6 +362,9 @@ def _streaming(
     def keep(recording: Recording) -> Flow[None]:
         now = yield Now()
         value = (recording.is_async, list(recording.chunks), recording.returned)
+        with recording.lock:
+            followers, recording.followers = recording.followers or 0, None
+        request.counters.spend(value[1], sharing=followers)
         fields = {**fields_of(request, now - started, parts), "streamed": True}
         seconds = seconds_of(space, request, value[1])
         if request.still is not None and not (yield Ask(request.still)):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from codomyrmex_cache._duration import Duration, to_seconds
 from codomyrmex_cache._entry import FUTURE_TOLERANCE, Entry
+from codomyrmex_cache._ledger import Cost
 from codomyrmex_cache._record import record, replace
 from codomyrmex_cache.errors import CacheConfigurationError
 
@@ -59,6 +60,7 @@ class Rules:
         share_streams: whether a stream is shared and recorded.
         stream_max: bytes of one stream kept at most.
         strict: raise what is wrong with an entry that cannot be read, instead of running the function.
+        cost: asked for each result what it took, in dollars.
     """
 
     ttl: Ttl = None
@@ -74,6 +76,7 @@ class Rules:
     share_streams: bool = False
     stream_max: int = DEFAULT_STREAM_MAX
     strict: bool = False
+    cost: Cost | None = None
 
     @classmethod
     def checked(
@@ -92,6 +95,7 @@ class Rules:
         stream: Literal["share", "off"] = "share",
         stream_max: int = DEFAULT_STREAM_MAX,
         strict: bool = False,
+        cost: Cost | None = None,
     ) -> Rules:
         """The rules as a user writes them.
 
@@ -104,6 +108,8 @@ class Rules:
             raise CacheConfigurationError(f'stream={stream!r}: give "share" or "off"')
         if store_if is not None and not callable(store_if):
             raise CacheConfigurationError(f"store_if={store_if!r}: give a function of the result")
+        if cost is not None and not callable(cost):
+            raise CacheConfigurationError(f"cost={cost!r}: give a function of the result that answers dollars")
         if type(stream_max) is not int or stream_max < 1:
             raise CacheConfigurationError(f"stream_max={stream_max!r}: give a number of bytes >= 1")
         return cls(
@@ -120,6 +126,7 @@ class Rules:
             share_streams=stream == "share",
             stream_max=stream_max,
             strict=bool(strict),
+            cost=cost,
         )
 
     @property

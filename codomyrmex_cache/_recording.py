@@ -135,6 +135,7 @@ class Recording:
         self._size = 0
         self._original: list[Any] = []  # the newest chunk itself, until somebody has taken it
         self._open = True
+        self.followers: int | None = 0  # of who began it, until it is known what their hearing spares; then `None`
         self._listeners: set[Listener] = set()
         self._leaving: deque[Listener] = deque()
         self._due: deque[Callable[[], None]] = deque()

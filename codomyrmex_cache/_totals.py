@@ -28,6 +28,7 @@ from weakref import ref
 
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache._space import Space
+from codomyrmex_cache._worth import amounts_of, models_of
 from codomyrmex_cache.backends.base import KeepsTotals
 from codomyrmex_cache.errors import CacheConfigurationError, CacheError, CircuitOpenError, cause_of
 from codomyrmex_cache.stats import STATES, SUMMED, CacheStats, Counters
@@ -386,12 +387,14 @@ def stats_of(amounts: Mapping[str, float], size: int | None, backend: str) -> Ca
         size=size,
         errors=MappingProxyType(errors),
         backend=backend,
+        models=models_of(amounts),
     )
 
 
 def _amounts_of(stats: CacheStats) -> Amounts:
     amounts: Amounts = {name: getattr(stats, name) for name in SUMMED}
     amounts |= {_ERROR + kind: count for kind, count in stats.errors.items()}
+    amounts |= amounts_of(stats.models)
     amounts[_LONGEST_LOAD] = stats.load_seconds_max
     return {name: amount for name, amount in amounts.items() if amount and isfinite(amount)}
 

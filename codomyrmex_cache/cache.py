@@ -379,6 +379,10 @@ class Cache:
         """The counters of the function of this name, shared by all who use the name."""
         return self._counters.setdefault(owner, Counters())
 
+    def functions(self) -> dict[str, Counters]:
+        """The counters of all functions by their names; those of the direct API under ""."""
+        return dict(self._counters)
+
     def expect(self, owner: str, function: Callable[..., Any], types: Sequence[type]) -> None:
         """What is stored for the function of this name may be of the classes that its annotation names, and of these."""
         self._results[owner] = function, types

@@ -11,6 +11,7 @@ from codomyrmex_cache._calls import Tags
 from codomyrmex_cache._duration import Duration
 from codomyrmex_cache._entry import Entry, Missing
 from codomyrmex_cache._keying import Keying, Scope
+from codomyrmex_cache._ledger import Cost
 from codomyrmex_cache._memo import Memo
 from codomyrmex_cache._policy import DEFAULT_STREAM_MAX, OnWaitTimeout, Rules, Ttl
 from codomyrmex_cache._samples import Sample
@@ -159,6 +160,7 @@ def cached(
     early: bool | float = False,
     touch: bool = False,
     store_if: Callable[[Any], object] | None = None,
+    cost: Cost | None = None,
     errors: Mapping[type[Exception], Duration | None] | None = None,
     tags: Tags = (),
     wait: Duration | None = None,
@@ -191,6 +193,7 @@ def cached(
     early: bool | float = False,
     touch: bool = False,
     store_if: Callable[[Any], object] | None = None,
+    cost: Cost | None = None,
     errors: Mapping[type[Exception], Duration | None] | None = None,
     tags: Tags = (),
     wait: Duration | None = None,
@@ -233,6 +236,8 @@ def cached(
             (XFetch); `True`, or a factor: beyond 1 earlier, below it later.
         touch: a hit begins the ttl anew.
         store_if: asked for each result whether to store it; by default all are stored.
+        cost: asked for each result (of a stream, the list of its items) what it took, in dollars, `None` if that is unknown; by
+            default answers of OpenAI's and Anthropic's SDKs are priced if genai-prices is installed.  For statistics alone.
         errors: exception classes to remember, subclasses too, each with its ttl; others are never stored.
         tags: names of results for `invalidate_tags`, or a function of the call's arguments that gives them.
         wait: how long to wait for another caller's load of the same key; by default as long as it takes.
@@ -271,7 +276,7 @@ def cached(
     cache = (manager or CacheManager.default()).get_cache(namespace, backend, **options)
     rules = Rules.checked(
         ttl=ttl, jitter=jitter, stale=stale, early=early, touch=touch, store_if=store_if, errors=errors,
-        wait=wait, on_wait_timeout=on_wait_timeout, copy=copy, stream=stream, stream_max=stream_max, strict=strict,
+        cost=cost, wait=wait, on_wait_timeout=on_wait_timeout, copy=copy, stream=stream, stream_max=stream_max, strict=strict,
     )  # fmt: skip
     if isinstance(tags, str):
         raise CacheConfigurationError(f"tags={tags!r}: give a list of str, or a function of the call's arguments")

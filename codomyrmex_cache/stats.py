@@ -9,21 +9,27 @@ The contract, event by event (one *outcome* per call or lookup, so that they sum
 
 Beside the outcomes, and not part of that sum: loads (only the caller whose load ran records it), sets, deletes,
 evictions, expirations (a lookup that met an entry past its life; it is also a miss), errors by kind.
+
+And what was spared, by results that tell of it: tokens and money for each hit, stale hit and coalesced call, since each of them
+would have been a load of its own; seconds for the first two alone, since who joins a load waits for it.  What loads spent is
+counted whether or not their results were stored, the refreshes behind stale hits among them.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from sys import getrefcount
 from threading import Lock
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
+from codomyrmex_cache._entry import MISSING
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache._record import record
+from codomyrmex_cache._worth import NO_MODELS, Ledger, ModelStats, Worth, merged
 
-__all__ = ["CacheStats", "Counters"]
+__all__ = ["CacheStats", "Counters", "ModelStats"]
 
 SUMMED = (
     "hits", "stale_hits", "coalesced", "misses", "bypasses", "sets", "deletes", "evictions", "expirations",
@@ -44,7 +50,9 @@ class CacheStats:
 
     In this process, unless `scope="all"` was asked for.
 
-    Seconds are wall seconds; `seconds_saved` adds up, for each hit, what the load of its entry took.
+    Seconds are wall seconds; `seconds_saved` adds up, for each hit and stale hit, what the load of its entry took.  `models`
+    says the same of tokens and dollars, by model ("" where the result names none), for decorated functions whose results tell
+    their usage or that were given `cost=`; see `ModelStats`.
     `size` is the number of entries, `None` where a backend cannot count cheaply.  `backend` is the state of its circuit
     breaker in this process: "closed", "half_open", "open" (it does not answer and is left alone), or "" where there is none.
     """
@@ -66,6 +74,32 @@ class CacheStats:
     size: int | None = 0
     errors: Mapping[str, int] = _NO_ERRORS
     backend: str = ""
+    models: Mapping[str, ModelStats] = NO_MODELS
+
+    @property
+    def tokens_saved(self) -> int:
+        """Tokens of input and output that hits, stale hits and coalesced calls did not take."""
+        return sum(model.tokens_saved for model in self.models.values())
+
+    @property
+    def cost_saved(self) -> float:
+        """Dollars that they did not take, without those of the `unpriced`."""
+        return sum(model.cost_saved for model in self.models.values())
+
+    @property
+    def unpriced(self) -> int:
+        """How many of them had a result whose price is unknown."""
+        return sum(model.unpriced for model in self.models.values())
+
+    @property
+    def tokens_spent(self) -> int:
+        """Tokens of input and output that loads took."""
+        return sum(model.tokens_spent for model in self.models.values())
+
+    @property
+    def cost_spent(self) -> float:
+        """Dollars that they took, as far as their prices are known."""
+        return sum(model.cost_spent for model in self.models.values())
 
     @property
     def calls(self) -> int:
@@ -101,6 +135,7 @@ class CacheStats:
             size=None if None in sizes else sum(size for size in sizes if size is not None),
             errors=MappingProxyType(dict(errors)),
             backend=max((part.backend for part in parts), key=STATES.index, default=""),
+            models=merged(part.models for part in parts),
         )
 
 
@@ -109,10 +144,11 @@ class Counting(Protocol):
 
     On a build with a GIL an attribute increment is not interrupted between its read and its write (no eval-breaker check in
     between).  One counter in the cell serves statistics and eviction, and costs a third less than a counter here beside it.
+    `followed` is `False` until its hits are added up, then `True`, or the worth of what each of them spares.
     """
 
     hits: int
-    followed: bool
+    followed: bool | Worth
     entry: Any
 
     @property
@@ -120,6 +156,9 @@ class Counting(Protocol):
 
 
 _FIRST_FOLDING = 1_024
+
+_SAMPLED = 128
+"""Of the last loads it is known what they were called with: by this many it shows which argument never repeats."""
 
 
 class Counters:
@@ -130,7 +169,10 @@ class Counters:
     also incremented without the lock by the short ways of the direct API.  Everything colder goes through `add`, which locks.
     """
 
-    __slots__ = (*SUMMED, "__weakref__", "_cells", "_errors", "_folding_at", "_lock", "load_seconds_max")
+    __slots__ = (
+        *SUMMED, "__weakref__", "_cells", "_errors", "_folding_at", "_ledger", "_lock", "appraise", "load_seconds_max",
+        "loaded_by", "sampled",
+    )  # fmt: skip
 
     hits: int
     misses: int
@@ -141,6 +183,10 @@ class Counters:
     seconds_saved: float
 
     def __init__(self) -> None:
+        self.appraise: Callable[[Any], Worth | None] | None = None
+        """What the load of a result took, if there is anything to say."""
+        self.sampled: Callable[[], Sequence[Sequence[tuple[str, object]]]] = tuple
+        """What loads were called with that `loaded_by` does not know of."""
         self._lock = Lock()
         self._cells: list[Counting] = []
         self._folding_at = _FIRST_FOLDING
@@ -152,15 +198,25 @@ class Counters:
             setattr(self, name, 0.0 if "seconds" in name else 0)
         hits, saved = self._of_cells()
         self.hits, self.seconds_saved = -hits, -saved
+        self._ledger = Ledger()
+        self._enter_cells(self._ledger, -1)
+        self.loaded_by: deque[Sequence[tuple[str, object]]] = deque(maxlen=_SAMPLED)
         self.load_seconds_max = 0.0
         self._errors: Counter[str] = Counter()
 
-    def follow(self, cell: Counting) -> None:
-        """From now on this cell's hits are counted too."""
+    def worth(self, value: object) -> Worth | None:
+        """What the load of this result took, `None` if nobody can say."""
+        return None if value is MISSING or self.appraise is None else self.appraise(value)
+
+    def follow(self, cell: Counting, value: object = MISSING) -> None:
+        """From now on this cell's hits are counted too, each of them as one that gave this value."""
+        if cell.followed:
+            return
+        worth = self.worth(value)
         with self._lock:
             if cell.followed:
                 return
-            cell.followed = True
+            cell.followed = worth or True
             self._cells.append(cell)
             if len(self._cells) >= self._folding_at:
                 self._fold()
@@ -171,6 +227,7 @@ class Counters:
             if cells[place].entry is None and _references(cells, place) == _ALONE:
                 self.hits += cells[place].hits
                 self.seconds_saved += cells[place].hits * cells[place].cost
+                _enter(self._ledger, cells[place])
             else:
                 kept.append(cells[place])
         self._cells = kept
@@ -180,11 +237,30 @@ class Counters:
         counted = [(cell.hits, cell.cost) for cell in self._cells]
         return sum(hits for hits, _ in counted), sum(hits * cost for hits, cost in counted)
 
-    def hit(self, saved: float = 0.0) -> None:
-        """A fresh entry answered and spared `saved` seconds."""
+    def _enter_cells(self, ledger: Ledger, factor: int = 1) -> None:
+        for cell in [cell for cell in self._cells if type(cell.followed) is Worth]:
+            _enter(ledger, cell, factor)
+
+    def hit(self, saved: float = 0.0, value: object = MISSING) -> None:
+        """A fresh entry answered, with this value, and spared `saved` seconds."""
+        self.answered("hits", saved, value)
+
+    def answered(self, outcome: str, saved: float = 0.0, value: object = MISSING) -> None:
+        """A call had this outcome, which spared it these seconds and the load of this value."""
+        worth = None if value is MISSING or self.appraise is None else self.appraise(value)
         with self._lock:
-            self.hits += 1
+            setattr(self, outcome, getattr(self, outcome) + 1)
             self.seconds_saved += saved
+            if worth is not None:
+                self._ledger.add(worth, 1, saved)
+
+    def spend(self, value: object, *, sharing: int = 0) -> Worth | None:
+        """A load gave this value, to so many beside the one who began it; answers what it took."""
+        worth = self.worth(value)
+        if worth is not None:
+            with self._lock:
+                self._ledger.add(worth, hits=sharing, loads=1)
+        return worth
 
     def add(self, name: str, amount: float = 1) -> None:
         """Add to the counter of this name."""
@@ -226,22 +302,25 @@ class Counters:
     def snapshot(self, size: int | None = 0) -> CacheStats:
         """The counters as they are now."""
         with self._lock:
+            ledger = Ledger(self._ledger)
+            self._enter_cells(ledger)
             hits, saved = self._of_cells()
-            return CacheStats(
-                **{
-                    **{name: getattr(self, name) for name in SUMMED},
-                    "hits": self.hits + hits,
-                    "seconds_saved": self.seconds_saved + saved,
-                },
-                load_seconds_max=self.load_seconds_max,
-                size=size,
-                errors=MappingProxyType(dict(self._errors)),
-            )
+            amounts = {name: getattr(self, name) for name in SUMMED}
+            amounts |= {"hits": self.hits + hits, "seconds_saved": self.seconds_saved + saved}
+            longest, errors = self.load_seconds_max, MappingProxyType(dict(self._errors))
+        models = ledger.models()
+        return CacheStats(**amounts, load_seconds_max=longest, size=size, errors=errors, models=models)
 
     def after_fork(self) -> None:
         """The calls so far are the parent's to report; and the lock may be held by a thread that does not exist here."""
         self._lock = Lock()
         self._reset()
+
+
+def _enter(ledger: Ledger, cell: Counting, factor: int = 1) -> None:
+    hits = factor * cell.hits
+    if type(cell.followed) is Worth:
+        ledger.add(cell.followed, hits, hits * cell.cost)
 
 
 def _references(cells: list[Any], place: int) -> int:

@@ -16,22 +16,22 @@ ROOT = Path(codomyrmex_cache.__file__).parent
 REPOSITORY = Path(__file__).parent.parent
 
 FLOORS: dict[int, set[str]] = {
-    0: {"_chance", "_chunks", "_duration", "_entry", "_fork", "_late", "_log", "_record", "errors", "stats"},
+    0: {"_chance", "_chunks", "_duration", "_entry", "_fork", "_late", "_log", "_record", "_worth", "errors", "stats"},
     1: {"_arrays", "_cipher", "_code", "_completions", "_compression", "_embeddings", "_encoders", "_encoding", "_files",
         "_folders", "_isolation", "_kind", "_models", "_named", "_objects", "_origin", "_payload", "_pickling", "_plain",
-        "_raising", "_rebuild", "_sdk", "_sealed", "_secret", "_signature", "_tagged", "codecs", "envelope", "keys",
+        "_prices", "_raising", "_rebuild", "_sdk", "_sealed", "_secret", "_signature", "_tagged", "codecs", "envelope", "keys",
         "backends", "backends._lua", "backends.base"},
-    2: {"_keying", "_samples", "_versions", "markers", "backends._async_lines", "backends._breaker", "backends._cells",
-        "backends._coherence", "backends._database", "backends._debts", "backends._ends", "backends._eviction",
-        "backends._large", "backends._layout", "backends._lines", "backends._mirror", "backends._plans", "backends._replies",
-        "backends._rows", "backends._salvage", "backends._schema", "backends._stamps", "backends._target",
+    2: {"_keying", "_ledger", "_samples", "_versions", "markers", "backends._async_lines", "backends._breaker",
+        "backends._cells", "backends._coherence", "backends._database", "backends._debts", "backends._ends",
+        "backends._eviction", "backends._large", "backends._layout", "backends._lines", "backends._mirror", "backends._plans",
+        "backends._replies", "backends._rows", "backends._salvage", "backends._schema", "backends._stamps", "backends._target",
         "backends._tracking", "backends._upkeep", "backends._weight", "backends._wire", "backends.file_based",
         "backends.in_memory", "backends.redis", "backends.tiered"},
     2.5: {"_flight", "_heart", "_hot", "_near", "_near_cells", "_policy", "_pump", "_recording"},
     3: {"_alone", "_atomic", "_batch", "_drive", "_effects", "_entries", "_explain", "_flow", "_lane", "_load", "_quick",
         "_space", "_totals", "_verbs", "_wiring"},
-    4: {"_bare", "_batched", "_calls", "_cold", "_front", "_memo", "_sampled", "cache", "decorator", "locks", "manager",
-        "streams"},
+    4: {"_bare", "_batched", "_calls", "_cold", "_front", "_memo", "_report", "_sampled", "cache", "decorator", "locks",
+        "manager", "streams"},
     5: {"", "_fault_suite", "_faults", "_suite", "integrations", "integrations._clients", "testing"},
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -23,6 +23,7 @@ import redis.exceptions
 
 from codomyrmex_cache import Cache, CacheError, CacheManager, CacheStats, FileBasedBackend, InMemoryBackend, cached
 from codomyrmex_cache import _totals as totals
+from codomyrmex_cache._worth import Worth
 from codomyrmex_cache.backends.base import namespace_prefix
 from codomyrmex_cache.backends.redis import RedisBackend
 from codomyrmex_cache.errors import CacheBackendError, CacheConfigurationError, CircuitOpenError
@@ -180,6 +181,10 @@ def fill(cache: Cache, factor: int) -> CacheStats:
     for place, kind in enumerate(KINDS, 1):
         for _ in range(place * factor):
             counters.error(kind)
+    for place, model in enumerate(("m", ""), 1):
+        counters.appraise = lambda cost, model=model, place=place: Worth(model, 8 * place, 4 * place, cost=cost)  # type: ignore[misc]
+        counters.spend(None, sharing=factor)
+        counters.spend(0.25, sharing=2 * factor)
     return cache.stats()
 
 
@@ -189,8 +194,10 @@ def test_every_counter_and_every_kind_of_error_is_summed(where: str, any_redis: 
     store = Store()
     one, other = (cache_on(store if where == "memory" else RedisBackend(any_redis.url)) for _ in range(2))
     parts = [fill(one, 1), fill(other, 2)]
-    assert {field.name for field in fields(CacheStats)} == {*SUMMED, "load_seconds_max", "size", "errors", "backend"}
+    assert {field.name for field in fields(CacheStats)} == {*SUMMED, "load_seconds_max", "size", "errors", "backend", "models"}
     assert all(getattr(parts[0], name) for name in SUMMED)
+    assert parts[1].models["m"].unpriced == 2
+    assert (parts[1].cost_saved, parts[1].tokens_spent) == (2 * 4 * 0.25, 2 * (12 + 24))
     expected = replace(CacheStats.merge(parts), size=other.size())
     one.close()
     assert replace(other.stats(scope="all"), backend="") == replace(expected, backend="")
@@ -611,7 +618,8 @@ for thread in threads:
     thread.join()
 cache.get("absent"), cache.set("k", 1), cache.set("l", object()), cache.delete("k")
 stats = cache.stats()
-print(json.dumps({name: getattr(stats, name) for name in stats.__slots__ if name != "errors"} | {"errors": dict(stats.errors)}))
+told = {name: getattr(stats, name) for name in stats.__slots__ if name not in ("errors", "models")}
+print(json.dumps(told | {"errors": dict(stats.errors)}))
 """
     )
     told: list[CacheStats] = []

@@ -34,7 +34,7 @@ class Cell(Resident):
 
     __slots__ = ("cost", "deadline", "entry", "shared", "value")
 
-    followed: bool
+    followed: Any  # `bool`, or a `Worth` of its hits
     entry: Entry | None
     value: Any
     deadline: float

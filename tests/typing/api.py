@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any, Literal, Never, Self, TypeVar, assert_type
 
 from codomyrmex_cache import (
@@ -26,6 +27,7 @@ from codomyrmex_cache import (
 )
 from codomyrmex_cache._entry import Missing
 from codomyrmex_cache.backends.base import Backend
+from codomyrmex_cache.stats import ModelStats
 
 T = TypeVar("T")
 
@@ -387,6 +389,13 @@ def check_statistics() -> None:
     assert_type(manager.total(scope="process"), CacheStats)
     assert_type(manager.get_cache("typing").stats("all"), CacheStats)
     assert_type(manager.stats("typing").backend, str)
+    assert_type(manager.stats("typing").models, Mapping[str, ModelStats])
+    assert_type(manager.stats("typing").cost_saved, float)
+    assert_type(manager.stats("typing").tokens_saved, int)
+    assert_type(manager.report(rich=False), str)
+    cached("typing", cost=lambda result: Decimal(1))(time.time)
+    cached("typing", cost=lambda result: None)(time.time)
+    cached("typing", cost=0.5)(time.time)  # type: ignore[call-overload]
     manager.total(scope="host")  # type: ignore[arg-type]
     manager.stats("typing").hits = 1  # type: ignore[misc]
     manager.stats(1)  # type: ignore[call-overload]
