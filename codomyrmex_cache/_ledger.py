@@ -62,8 +62,8 @@ def _is_silent(value: Any) -> bool:
     return kind in _SILENT
 
 
-# -- what results say: `_completions` reads any object of the right form by its attributes; here every hit from files or a server
-# is read, so only what dicts and objects have as their own state: a twentieth of the time, and no code of theirs runs
+# -- what results say: `_completions` reads any object of the right form by its attributes; here every hit from files or a
+# server is read, so only what dicts and objects have as their own state: a twentieth of the time, and no code of theirs runs
 
 
 def _told(value: Any, counters: Counters) -> Worth | None:
@@ -72,7 +72,7 @@ def _told(value: Any, counters: Counters) -> Worth | None:
         model, said = "", dict[str, int]()
         for item in _ends(value) if type(value) is list else (value,):
             state = _state(item)
-            for told in (state, _state(state.get("message")), _state(state.get("response"))):
+            for told in (state, *(_state(state[name]) for name in _INNER if name in state)):
                 named, usage = told.get("model"), told.get("usage")
                 model = model or (named if type(named) is str else "")
                 if usage is not None:  # of a stream's the last number counts, since they are sums
@@ -85,6 +85,9 @@ def _told(value: Any, counters: Counters) -> Worth | None:
             logger.warning("a result of type %s cannot be read for its tokens: %r", type(value).__qualname__, error)
         return None
 
+
+_INNER = ("message", "response")
+"""Of events of streams, what has the model or the usage."""
 
 _NOTHING: dict[str, Any] = {}
 
