@@ -12,7 +12,7 @@ from codomyrmex_cache._entries import answered, examine
 from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._flight import TIMED_OUT, Abandoned, Failed, Flight, Phase, TimedOut
 from codomyrmex_cache._flow import call, compute, follower_answer, leader_answer, waited_in_vain
-from codomyrmex_cache._load import Terms, elected_for, fields_of, landed, lead, release, seconds_of, unchanged
+from codomyrmex_cache._load import Terms, elected_for, fields_of, landed, lead, missed, release, seconds_of, unchanged
 from codomyrmex_cache._policy import Verdict
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.errors import CacheError
@@ -47,6 +47,10 @@ def call_many(space: Space, items: Items) -> Flow[list[Answer]]:
     """The answer for each item.  Items that another caller is loading are waited for, after this call's own load."""
     answers = yield from _stored_answers(space, items.requests)
     missing = [place for place in range(len(items.requests)) if place not in answers]
+    if missing and items.requests[missing[0]].ruling.mode == "replay":
+        for place in missing:
+            items.requests[place].counters.add("misses")
+        raise (yield from missed(space, items.requests[missing[0]]))
     carrier = Flight(b"")
     joined = {}
     for place in missing:
@@ -92,7 +96,8 @@ def _stored_answers(space: Space, requests: Sequence[Request]) -> Flow[dict[int,
                 )
             )
         )
-        if found is not None and found.verdict is Verdict.FRESH:
+        ruling = request.ruling
+        if found is not None and ruling.counts(found.entry.created) and (found.verdict is Verdict.FRESH or not ruling.ages):
             answer = answered(space, request, found.entry)
             if answer is not None:
                 request.counters.hit(found.entry.cost, found.entry.result)

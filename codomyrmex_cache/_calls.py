@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from codomyrmex_cache._alone import Alone
-from codomyrmex_cache._cold import ColdCall, Finished, Held
+from codomyrmex_cache._cold import THROUGH, ColdCall, Finished, Held
 from codomyrmex_cache._drive import arun, run
 from codomyrmex_cache._effects import Answer, Request
 from codomyrmex_cache._entry import Entry
@@ -24,8 +24,9 @@ from codomyrmex_cache._record import replace
 from codomyrmex_cache._sdk import call_of
 from codomyrmex_cache._signature import RESERVED, compile_function, shape_of
 from codomyrmex_cache.cache import Cache
-from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
+from codomyrmex_cache.errors import CacheConfigurationError, CacheMissError, UnkeyableError
 from codomyrmex_cache.keys import Key
+from codomyrmex_cache.modes import unveil_if_normal
 
 if TYPE_CHECKING:
     from codomyrmex_cache._bare import Bare
@@ -123,6 +124,49 @@ class Calls:
         source = f"def {RESERVED}function({RESERVED}bound): return {RESERVED}target({self.shape.unpacked})"
         return compile_function(source, "call", {f"{RESERVED}target": target})
 
+    # -- modes
+
+    def veil(self) -> None:
+        """Look nowhere, and ask for the mode, at each call."""
+        self.front.veil(self.ask)
+
+    def unveil(self) -> None:
+        """Answer as the mode of the namespace allows."""
+        space = self.cache.space
+        mode = space.stance.mode
+        if mode not in ("off", "refresh"):
+            self.front.unveil(None if mode == "normal" else self.ask)
+
+    def ask(self, bound: tuple[Any, ...]) -> Any:
+        """Answer a call while a mode is, or may be, in force."""
+        ruling = self.cache.space.ruling()
+        unveil_if_normal(self)
+        kind, cold = self.entrance
+        if ruling.mode == "off":
+            self.counters.add("bypasses")
+            if self.gives_stream:
+                return self._unshared(bound)
+            return THROUGH if kind == "plain" else self._call(bound)
+        if ruling.mode == "normal":
+            cold = self.front.cold
+        elif kind == "plain":
+            cold = self.long
+        try:
+            return cold(bound)
+        except CacheMissError as error:
+            if not self._hinted:
+                raise
+            return Finished(_raising(error))
+
+    def _unshared(self, bound: tuple[Any, ...]) -> CachedStream[Any] | AsyncCachedStream[Any]:
+        """A stream of the caller's own, with what callers expect of it."""
+        found: Callable[[], Opened] = lambda: opened(Answer(Entry(self._call(bound))))  # noqa: E731
+
+        async def afound() -> Opened:
+            return found()
+
+        return heard(afound if self._streams_async else found, is_async=self._streams_async)
+
     # -- calls
 
     def cold(self, bound: tuple[Any, ...]) -> Any:
@@ -135,8 +179,11 @@ class Calls:
             key = self.keyer.key(bound)
         except UnkeyableError as error:
             return Finished(self._uncached(error, partial(self._call, bound)))
-        if not self._hinted:
-            looked = self.lane.look(key) if self.lane is not None else NOT_LOOKED
+        request = None
+        if self._hinted and self.front.asks:
+            request = self._request(key, partial(self._call, bound), bound)
+        if not self._hinted or (request is not None and request.ruling.mode == "replay"):
+            looked = self.lane.look(key) if self.lane is not None and not self.front.asks else NOT_LOOKED
             if type(looked) is Alone:
                 return self._alone(looked, key, bound)
             if type(looked) is not Looked:
@@ -164,7 +211,7 @@ class Calls:
             key = self.keyer.key(bound)
         except UnkeyableError as error:
             return await self._uncached(error, partial(self._call, bound))
-        looked = await self.lane.alook(key) if self.lane is not None else NOT_LOOKED
+        looked = await self.lane.alook(key) if self.lane is not None and not self.front.asks else NOT_LOOKED
         if type(looked) is Alone:
             return await self._run_alone(self._alone(looked, key, bound), bound)
         if type(looked) is not Looked:
@@ -194,7 +241,10 @@ class Calls:
 
     async def adopt(self, request: Request, bound: tuple[Any, ...], awaitable: Awaitable[Any]) -> Any:
         """Finish in the event loop a call whose function has already given back its awaitable."""
-        request = self._request(request.key, Held(awaitable), bound, awaits=True)
+        asked = request  # it says in which mode
+        request = self._request(request.key, Held(awaitable), bound, awaits=True)._replace(
+            ruling=asked.ruling, shown=asked.shown, explain=asked.explain
+        )
         answer = await arun(self.cache.space, call(self.cache.space, request))
         return self.finish(answer, bound, request)
 
@@ -222,7 +272,29 @@ class Calls:
         unmoved = still if (awaits or later) and not all(map(is_immutable, bound)) else None
         unchanged = still if self.keyer.volatile else None
         parts, tags = partial(self._parts, bound), partial(self._tags_of, bound)
-        return Request(key, invoke, self.counters, self.rules, awaits, tags, parts, unmoved, unchanged, still)
+        request = Request(key, invoke, self.counters, self.rules, awaits, tags, parts, unmoved, unchanged, still)
+        if not self.front.asks:
+            return request
+        ruling = self.cache.space.ruling()
+        shown = self._shown(key, bound) if ruling.shows or ruling.mode == "replay" else b""
+        return request._replace(ruling=ruling, shown=shown, explain=partial(self.explained, bound, shown))
+
+    def _shown(self, key: Key, bound: tuple[Any, ...]) -> bytes:
+        """The arguments that count and are not what they would be anyway."""
+        from codomyrmex_cache._shown import shown_call
+
+        defaults = self.shape.default_of
+        names = self.shape.names
+        kept = self.keyer.kept if self.keyer.takes_arguments else range(len(names))
+        said = [(names[index], bound[index]) for index in kept]
+        said = [(name, value) for name, value in said if name not in defaults or defaults[name] is not value]
+        return shown_call([name for name, _ in said], [value for _, value in said], key, self._parts(bound))
+
+    def explained(self, bound: tuple[Any, ...], shown: bytes = b"") -> Any:
+        """The flow that explains a bound call."""
+        from codomyrmex_cache._explain import explain
+
+        return explain(self.cache.space, self.keyer, self.keyer.key(bound), self._parts(bound), self.counters, shown)
 
     def _tags_of(self, bound: tuple[Any, ...]) -> Sequence[str]:
         tags = self._tags(bound)
@@ -267,6 +339,11 @@ class Calls:
         if self._strict:
             raise error
         self.counters.add("bypasses")
+        if self.front.asks and self.cache.space.ruling().mode == "replay":
+            name = self.cache.name
+            raise CacheMissError(
+                f"replay: a call of {self.keyer.name} has no key ({error})", name, "", self.keyer.name
+            ) from error
         if self.counters.error("unkeyable") == 1:
             logger.warning(
                 "%s is called without caching: %s.  Leave the parameter out of the key with ignore=, say what counts with "
@@ -283,6 +360,10 @@ def _sdk_rules(rules: Rules) -> Rules:
     from codomyrmex_cache._completions import ok_completion
 
     return replace(rules, store_if=ok_completion)
+
+
+async def _raising(error: CacheMissError) -> Any:
+    raise error
 
 
 def heard(source: Any, *, is_async: bool) -> CachedStream[Any] | AsyncCachedStream[Any]:

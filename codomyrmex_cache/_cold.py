@@ -14,7 +14,7 @@ from codomyrmex_cache._load import NOT_LOOKED, Looked
 if TYPE_CHECKING:
     from codomyrmex_cache._calls import Calls
 
-__all__ = ["ColdCall", "Finished", "Held"]
+__all__ = ["THROUGH", "ColdCall", "Finished", "Held"]
 
 
 class ColdCall(Run[Answer]):
@@ -81,6 +81,28 @@ class Finished:
     def finish(self) -> Any:
         """The result."""
         return self._result
+
+
+class Through:
+    """A call that goes past the cache."""
+
+    __slots__ = ()
+    load = True
+
+    def resume(self, reply: Any, error: BaseException | None = None) -> None:
+        """What the function raised, which is raised again."""
+        assert error is not None
+        raise error
+
+    def ended(self, value: Any) -> Any:
+        """What the function gave."""
+        return value
+
+    def finish(self) -> Any:
+        """Never needed."""
+
+
+THROUGH = Through()
 
 
 async def _ready(value: Any) -> Any:

@@ -14,9 +14,11 @@ from codomyrmex_cache._entry import Entry
 from codomyrmex_cache._flight import Flight
 from codomyrmex_cache._policy import Rules
 from codomyrmex_cache.keys import Key
+from codomyrmex_cache.modes import NORMAL, Ruling
 from codomyrmex_cache.stats import Counters
 
 if TYPE_CHECKING:
+    from codomyrmex_cache._explain import Explanation
     from codomyrmex_cache._recording import Recording
 
 __all__ = [
@@ -135,6 +137,9 @@ class Request(NamedTuple):
             belongs to another key and to this caller alone.
         unchanged: asked after the load; if it says no, what the key was taken from has changed and nothing is stored.
         still: the same question, for loads that go on after the caller has its answer.
+        ruling: the mode that the call is made in.
+        shown: the call in a readable form, to be stored with the result.
+        explain: the flow that compares the call with the nearest entry.
     """
 
     key: Key
@@ -147,6 +152,9 @@ class Request(NamedTuple):
     unmoved: Callable[[], bool] | None = None
     unchanged: Callable[[], bool] | None = None
     still: Callable[[], bool] | None = None
+    ruling: Ruling = NORMAL
+    shown: bytes = b""
+    explain: Callable[[], Flow[Explanation]] | None = None
 
 
 class Answer(NamedTuple):

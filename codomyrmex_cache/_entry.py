@@ -100,6 +100,7 @@ class Entry:
         raised: the function raised, and the value is what the exception can be made from again.
         streamed: the function gave a stream, and the value is what it consisted of.
         generations: each tag's generation name and what it was when the load began; if it is another now, the entry is dead.
+        shown: of what was stored in a mode that records, the call in a readable form, as JSON; see `_shown`.
     """
 
     value: Any
@@ -114,6 +115,7 @@ class Entry:
     raised: bool = False
     streamed: bool = False
     generations: tuple[tuple[bytes, bytes], ...] = ()
+    shown: bytes = b""
 
     @property
     def ttl(self) -> float | None:

@@ -19,6 +19,9 @@ __all__ = ["Explanation", "explain"]
 MAX_COMPARED = 1_000
 """Entries looked at in search of the nearest."""
 
+_MOST_COMPARED = 4_096
+"""Bytes of a call, likewise."""
+
 
 @record(frozen=True, slots=True)
 class Explanation:
@@ -54,8 +57,8 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(space: Space, keyer: Keyer, key: Key, parts: Parts, counters: Counters) -> Flow[Explanation]:
-    """Look, without counting and without running anything."""
+def explain(space: Space, keyer: Keyer, key: Key, parts: Parts, counters: Counters, shown: bytes = b"") -> Flow[Explanation]:
+    """Look, without counting and without running anything; of several nearest ones, take the most alike in what is `shown`."""
     try:
         raw = yield Call("get", (space.stored(key.text),))
         now = yield Now()
@@ -74,7 +77,7 @@ def explain(space: Space, keyer: Keyer, key: Key, parts: Parts, counters: Counte
     except Exception as error:
         space.backend_failed("explain", error, counters)
         return Explanation("miss", key.text, f"the backend failed ({error})")
-    return _nearest(key, dict(space.payloads.kept_parts(parts)), entries)
+    return _nearest(key, dict(space.payloads.kept_parts(parts)), entries, shown)
 
 
 def _judged(space: Space, entry: Entry, key: Key, now: float) -> Flow[Explanation]:
@@ -100,15 +103,27 @@ def _described(space: Space, text: str, raw: Entry | None, digest: bytes) -> tup
         return None, False
 
 
-def _nearest(key: Key, own: dict[str, bytes], entries: Sequence[tuple[str, Entry]]) -> Explanation:
+def _nearest(key: Key, own: dict[str, bytes], entries: Sequence[tuple[str, Entry]], shown: bytes) -> Explanation:
     if not entries:
         return Explanation("miss", key.text, "nothing is stored for this function")
-    scored = [(len(_differing(own, entry)), -entry.created, text, entry) for text, entry in entries]
+    least = min(len(_differing(own, entry)) for _, entry in entries)
+    likely = [(text, entry) for text, entry in entries if len(_differing(own, entry)) == least]
+    scored = [(-_likeness(shown, entry.shown), -entry.created, text, entry) for text, entry in likely]
     _, _, text, entry = min(scored, key=lambda row: row[:3])
     differing = _differing(own, entry)
     same = tuple(name for name in own if name not in differing)
     reason = f"differs from the nearest stored call in {', '.join(differing) or 'nothing that is recorded'}"
     return Explanation("miss", key.text, reason, differing, same, text, len(entries))
+
+
+def _likeness(shown: bytes, other: bytes) -> float:
+    """By the characters that both have: from 0 to 1."""
+    if not shown or not other:
+        return 0.0
+    from difflib import SequenceMatcher
+
+    one, two = (text[:_MOST_COMPARED].decode("utf-8", "replace") for text in (shown, other))
+    return SequenceMatcher(None, one, two, autojunk=False).quick_ratio()
 
 
 def _differing(own: dict[str, bytes], entry: Entry) -> tuple[str, ...]:

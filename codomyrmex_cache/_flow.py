@@ -9,7 +9,7 @@ from codomyrmex_cache._entries import Found, answered, fetched, look, touched
 from codomyrmex_cache._entry import MISSING, Entry
 from codomyrmex_cache._flight import TIMED_OUT, Abandoned, Failed, Flight, Landed, Outcome, Phase, Streaming, TimedOut
 from codomyrmex_cache._isolation import is_awaitable, is_stream
-from codomyrmex_cache._load import NOT_LOOKED, Looked, Terms, lead, looked_for, release, unchanged
+from codomyrmex_cache._load import NOT_LOOKED, Looked, Terms, lead, looked_for, missed, release, unchanged
 from codomyrmex_cache._policy import Verdict, is_due_early
 from codomyrmex_cache._raising import own_copy
 from codomyrmex_cache._record import replace
@@ -29,7 +29,7 @@ def call(space: Space, request: Request, looked: Looked = NOT_LOOKED) -> Flow[An
         if (
             looked.meter is not None
             or looked.seen is not None
-            or (space.looks_first and not space.flights.is_flying(space.stored(request.key.text)))
+            or (space.looks_first and request.ruling.leases and not space.flights.is_flying(space.stored(request.key.text)))
         ):
             found, terms = yield from looked_for(space, request, looked)
         else:
@@ -41,6 +41,8 @@ def call(space: Space, request: Request, looked: Looked = NOT_LOOKED) -> Flow[An
             answer = yield from _from_store(space, request, found)
             if answer is not None:
                 return answer
+        if request.ruling.mode == "replay":
+            raise (yield from missed(space, request))
         return (yield from _from_load(space, request, found, terms))
     except AwaitableResult:
         raise
@@ -51,7 +53,11 @@ def call(space: Space, request: Request, looked: Looked = NOT_LOOKED) -> Flow[An
 
 def _from_store(space: Space, request: Request, found: Found) -> Flow[Answer | None]:
     """The stored entry's answer, if it may be given; a refresh is started behind it if one is due."""
-    entry, rules = found.entry, request.rules
+    entry, rules, ruling = found.entry, request.rules, request.ruling
+    if not ruling.counts(entry.created):
+        return None
+    if not ruling.ages:
+        return _lasting(space, request, entry)
     if found.verdict is Verdict.EXPIRED or (found.verdict is Verdict.STALE and entry.streamed):
         return None
     if found.verdict is Verdict.STALE and entry.awaited and not request.awaits:
@@ -60,14 +66,25 @@ def _from_store(space: Space, request: Request, found: Found) -> Flow[Answer | N
     if answer is None:
         return None
     if found.verdict is Verdict.STALE:
-        yield from _refresh_behind(space, request, entry)
+        if ruling.stores:
+            yield from _refresh_behind(space, request, entry)
         request.counters.answered("stale_hits", entry.cost, entry.result)
         return answer
-    if rules.early and not entry.streamed and is_due_early(entry, (yield Now()), rules.early, space.draw()):
+    if not ruling.stores:
+        pass
+    elif rules.early and not entry.streamed and is_due_early(entry, (yield Now()), rules.early, space.draw()):
         yield from _refresh_behind(space, request, entry)
     elif rules.touch and not space.flights.is_flying(space.stored(request.key.text)):
         yield from touched(space, request.key, found, request.counters)
     request.counters.hit(entry.cost, entry.result)
+    return answer
+
+
+def _lasting(space: Space, request: Request, entry: Entry) -> Answer | None:
+    """The answer of an entry that does not age."""
+    answer = answered(space, request, entry)
+    if answer is not None:
+        request.counters.hit(entry.cost)
     return answer
 
 

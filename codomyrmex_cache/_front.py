@@ -35,6 +35,7 @@ from codomyrmex_cache._space import Space
 from codomyrmex_cache.backends.in_memory import Cell, Watched
 from codomyrmex_cache.errors import CacheCodecError, UnkeyableError
 from codomyrmex_cache.keys import Key, Keyer
+from codomyrmex_cache.modes import veil_lock
 from codomyrmex_cache.stats import Counters
 
 __all__ = ["SMALL", "Front", "Kind"]
@@ -58,6 +59,8 @@ _MAX_FINGERPRINTS = 16_384
 """Of one function; a call has as many as there are orders of its dicts, so they are bounded by themselves."""
 
 _SEED = int.from_bytes(urandom(8), "big")
+
+_NO_CELLS: dict[Any, Any] = {}
 
 _MISSES = (KeyError, TypeError, ValueError, AttributeError, CacheCodecError)
 """What the hot lines may raise: no such cell, an unhashable argument, one without fingerprint, an object without `__dict__`, a
@@ -89,6 +92,8 @@ class Front:
         self._filled = 0
         self._pruning_at = _FIRST_PRUNING
         self._fingerprinted = 0
+        self.cold: Callable[..., Any]
+        self.asks = True
 
     # -- the wrapper
 
@@ -124,7 +129,7 @@ class Front:
             f"{RESERVED}misses": _MISSES,
         }
         wrapper: FunctionType = compile_function(self._sources(self._way), name, scope)  # type: ignore[assignment]
-        self._wrapper = wrapper
+        self._wrapper, self.cold = wrapper, cold
         return wrapper
 
     def _prefer(self, way: Way) -> None:
@@ -197,7 +202,27 @@ class Front:
     def use_cold(self, cold: Callable[..., Any]) -> None:
         """What answers from now on where there is no cell."""
         assert self._wrapper is not None
-        self._wrapper.__globals__[f"{RESERVED}cold"] = cold
+        with veil_lock():
+            self.cold = cold
+            if not self.asks:
+                self._wrapper.__globals__[f"{RESERVED}cold"] = cold
+
+    def veil(self, ask: Callable[..., Any]) -> None:
+        """Every call goes the cold way from now on, and what is cold is to `ask`; see `modes`."""
+        assert self._wrapper is not None
+        self.asks = True
+        self._wrapper.__globals__.update(
+            {f"{RESERVED}{name}": _NO_CELLS for name in ("cells", "fingerprints", "attributes")}, **{f"{RESERVED}cold": ask}
+        )
+
+    def unveil(self, ask: Callable[..., Any] | None = None) -> None:
+        """Answer as before; what is cold goes on to `ask` if that is given."""
+        assert self._wrapper is not None
+        scope = self._wrapper.__globals__
+        self.asks = ask is not None
+        scope[f"{RESERVED}cold"] = ask or self.cold
+        scope[f"{RESERVED}cells"] = self.cells
+        scope[f"{RESERVED}fingerprints"], scope[f"{RESERVED}attributes"] = self.fingerprints, self.attributes
 
     @property
     def single(self) -> int | None:

@@ -88,6 +88,8 @@ def _keyer_of_calls(function: Callable[..., Any], shape: Shape, keying: Keying) 
 class _Keyed(Keyer):
     """A keyer that asks the user's `key=` function."""
 
+    takes_arguments = False
+
     def __init__(self, function: Any, shape: Shape, key: Callable[..., object], **identity: Any) -> None:
         source = f"def {RESERVED}function({RESERVED}bound): return {RESERVED}target({shape.unpacked})"
         ask = compile_function(source, "key", {f"{RESERVED}target": key})

@@ -29,13 +29,13 @@ from codomyrmex_cache._raising import told
 from codomyrmex_cache._record import replace
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.backends.base import Begun, generation_name
-from codomyrmex_cache.errors import CacheBackendError, CacheCodecError, CacheConfigurationError, cause_of
+from codomyrmex_cache.errors import CacheBackendError, CacheCodecError, CacheConfigurationError, CacheMissError, cause_of
 
 if TYPE_CHECKING:
     from codomyrmex_cache._recording import Recording
 
 __all__ = [
-    "NOT_LOOKED", "Looked", "Terms", "elected_for", "fields_of", "landed", "lead", "load", "looked_for", "release",
+    "NOT_LOOKED", "Looked", "Terms", "elected_for", "fields_of", "landed", "lead", "load", "looked_for", "missed", "release",
     "seconds_of", "terms_of", "unchanged",
 ]  # fmt: skip
 
@@ -150,12 +150,14 @@ def elected_for(
 ) -> Flow[Terms | Landed | Abandoned]:
     """The terms of the load; or an outcome without one: stored meanwhile, or waited for in vain."""
     terms = looked or terms_of(space, request)
+    if not request.ruling.leases:
+        return terms._replace(store=False)
     flight.names, flight.phase = terms.names, Phase.ASKING
     if looked is not None and looked.begun is None:
         return looked  # the backend failed: it is not asked again
     if not space.coordinates:
         entry = None if seen is not None else (yield from read(space, request.key, request.counters, copy=request.rules.copy))
-        usable = entry is not None and answered(space, request, entry) is not None
+        usable = entry is not None and request.ruling.counts(entry.created) and answered(space, request, entry) is not None
         return _landed(space, request, entry) if usable else terms
     stored, pause, waited, first = space.stored(request.key.text), _FIRST_PAUSE, 0.0, 0
     begun, terms = terms.begun, terms._replace(begun=None)
@@ -190,6 +192,8 @@ def _newer(space: Space, request: Request, begun: Begun, seen: Entry | None) -> 
         return None
     found = yield from examine(space, request.key, begun.entry, request.counters, copy=request.rules.copy)
     if found is None or found.verdict is not Verdict.FRESH or (seen is not None and found.entry.created <= seen.created):
+        return None
+    if not request.ruling.counts(found.entry.created):
         return None
     return None if answered(space, request, found.entry) is None else found.entry
 
@@ -263,7 +267,19 @@ def _loaded(space: Space, request: Request, flight: Flight, terms: Terms, *, ref
 
 def fields_of(request: Request, cost: float, parts: Parts) -> dict[str, Any]:
     """What an entry of this call has beside its value and its times."""
-    return {"cost": cost, "digest": request.key.digest, "parts": parts, "awaited": request.awaits}
+    fields = {"cost": cost, "digest": request.key.digest, "parts": parts, "awaited": request.awaits}
+    return {**fields, "shown": request.shown} if request.shown else fields
+
+
+def missed(space: Space, request: Request) -> Flow[CacheMissError]:
+    """The error of a call that may not be answered by its function."""
+    name, text = space.name, request.key.text
+    if request.explain is None:
+        return CacheMissError(f"replay: namespace {name!r} has no entry under {text!r}", name, text)
+    from codomyrmex_cache._missed import described
+
+    found = yield from request.explain()
+    return (yield from described(space, request, found))
 
 
 def landed(
@@ -330,7 +346,8 @@ def seconds_of(space: Space, request: Request, value: object) -> float | None:
         if rules.store_if is not None and not rules.store_if(value):
             return 0.0
         what = "ttl"
-        return jittered(lifetime(rules.ttl, value), rules.jitter, space.draw() if rules.jitter else 0.0)
+        seconds = jittered(lifetime(rules.ttl, value), rules.jitter, space.draw() if rules.jitter else 0.0)
+        return seconds if request.ruling.ages or seconds == 0 else None
     except Exception as error:  # the callables are user code
         request.counters.error(what)
         space.warn_once((what,), "namespace %r: %s callable failed, result not stored (%s)", space.name, what, error)
@@ -339,7 +356,8 @@ def seconds_of(space: Space, request: Request, value: object) -> float | None:
 
 def _error_seconds(request: Request, error: Exception, *, refreshing: bool) -> float | None:
     """A failed refresh leaves the old value where it is."""
-    return 0.0 if refreshing else error_lifetime(request.rules.errors, error)
+    seconds = 0.0 if refreshing else error_lifetime(request.rules.errors, error)
+    return seconds if request.ruling.ages or seconds == 0 else None
 
 
 def _packed_error(

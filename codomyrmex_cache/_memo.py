@@ -148,12 +148,6 @@ class Memo(Calls):
     def _explanation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.explained(self._bind(*args, **kwargs))
 
-    def explained(self, bound: tuple[Any, ...]) -> Any:
-        """The flow that explains a bound call."""
-        from codomyrmex_cache._explain import explain
-
-        return explain(self.cache.space, self.keyer, self.keyer.key(bound), self._parts(bound), self.counters)
-
     def clear(self) -> int:
         """Forget all results of this function; how many there were."""
         return int(run(self.cache.space, self._clear()))
@@ -177,6 +171,8 @@ class Memo(Calls):
 
     def stored(self, bound: tuple[Any, ...], value: Any) -> Any:
         """The flow that stores a value as the result of a bound call."""
+        if self.front.asks and not self.cache.space.ruling().stores:
+            return verbs.nothing()
         asynchronous = self._streams_async
         if self.gives_stream:
             value = (asynchronous, list(value), None)

@@ -66,6 +66,11 @@ class Shape:
     keywords: str | None
 
     @property
+    def default_of(self) -> dict[str, object]:
+        """The default of each parameter that has one."""
+        return {self.names[int(name.removeprefix(f"{RESERVED}default"))]: value for name, value in self.defaults.items()}
+
+    @property
     def bound(self) -> str:
         """The text of the tuple of all parameters."""
         return "(" + "".join(f"{name}, " for name in self.names) + ")"

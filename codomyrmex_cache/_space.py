@@ -27,6 +27,7 @@ from codomyrmex_cache.backends.base import (
 )  # fmt: skip
 from codomyrmex_cache.errors import CacheBackendError, CacheConfigurationError, cause_of
 from codomyrmex_cache.keys import owner_of
+from codomyrmex_cache.modes import NORMALLY, Ruling, Stance, ruling_of
 from codomyrmex_cache.stats import Counters
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Space:
         strict: raise what is wrong with an entry that cannot be read, instead of taking it as a miss.
         counters: of the direct API; each function's are added as it is first used.
         near: what this process keeps of a server's or of files' entries.
+        stance: its mode, where nothing nearer says another.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Space:
         *,
         strict: bool = False,
         near: NearCells | None = None,
+        stance: Stance = NORMALLY,
     ) -> None:
         self.name = name
         self.prefix = namespace_prefix(name)
@@ -79,6 +82,7 @@ class Space:
         self.on_error = on_error
         self.strict = strict
         self.near = near
+        self.stance = stance
         self.flights = Flights()
         self.counters = counters
         self.is_async = isinstance(backend, AsyncBackend)
@@ -92,6 +96,10 @@ class Space:
         if isinstance(backend, ReportsEvictions):
             backend.subscribe(self._evicted)
         renew_after_fork(self)
+
+    def ruling(self) -> Ruling:
+        """The mode of a call that is made here and now."""
+        return ruling_of(self.name, self.clock, self.stance)
 
     def stored(self, text: str) -> bytes:
         """The backend's key for a key text of this namespace."""

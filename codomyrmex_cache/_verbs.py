@@ -10,17 +10,18 @@ from codomyrmex_cache._entries import Found, examine, look, pack, prolong, read,
 from codomyrmex_cache._entry import MISSING, Entry, Missing
 from codomyrmex_cache._flight import Abandoned, Flight, Landed, Streaming
 from codomyrmex_cache._flow import compute, stream_answer
-from codomyrmex_cache._load import Terms, load, terms_of
+from codomyrmex_cache._load import Terms, load, missed, terms_of
 from codomyrmex_cache._policy import Ttl, Verdict, lifetime, new_entry, prolonged
 from codomyrmex_cache._record import replace
 from codomyrmex_cache._space import Space
 from codomyrmex_cache.backends.base import Begun, generation_name
 from codomyrmex_cache.keys import Key
+from codomyrmex_cache.modes import NORMAL, Ruling
 from codomyrmex_cache.stats import Counters
 
 __all__ = [
-    "clear", "contains", "delete", "delete_many", "get", "get_many", "invalidate_tags", "keys", "refresh", "set_many", "store",
-    "touch",
+    "clear", "contains", "delete", "delete_many", "get", "get_many", "invalidate_tags", "keys", "nothing", "refresh",
+    "set_many", "store", "touch",
 ]  # fmt: skip
 
 _TRIES = 5
@@ -97,6 +98,10 @@ def invalidate_tags(space: Space, tags: Sequence[str], counters: Counters) -> Fl
 def refresh(space: Space, request: Request) -> Flow[Answer]:
     """Run the function now and store what it gives; loads under way before this are not stored any more."""
     stored = space.stored(request.key.text)
+    if request.ruling.mode == "replay":
+        raise (yield from missed(space, request))
+    if not request.ruling.stores:
+        return (yield from compute(request))
     space.flights.fence_key(stored)
     request.counters.add("bypasses")
     flight = Flight(stored)
@@ -139,10 +144,19 @@ def touch(space: Space, key: Key, ttl: Ttl | Missing, counters: Counters) -> Flo
             return bool(done)
 
 
-def get(space: Space, key: Key, counters: Counters, raw: Entry | None = None) -> Flow[Entry | None]:
+def nothing() -> Flow[None]:
+    """For a mode in which nothing is stored."""
+    return
+    yield
+
+
+def get(space: Space, key: Key, counters: Counters, raw: Entry | None = None, ruling: Ruling = NORMAL) -> Flow[Entry | None]:
     """The fresh entry, counted as hit or miss; if the backend has given it already, as `raw`."""
+    if ruling.mode == "off":
+        counters.add("bypasses")
+        return None
     found = yield from (look(space, key, counters) if raw is None else examine(space, key, raw, counters))
-    entry = _direct(found)
+    entry = _direct(found, ruling)
     if entry is None:
         counters.add("misses")
         return None
@@ -150,9 +164,11 @@ def get(space: Space, key: Key, counters: Counters, raw: Entry | None = None) ->
     return entry
 
 
-def _direct(found: Found | None) -> Entry | None:
+def _direct(found: Found | None, ruling: Ruling = NORMAL) -> Entry | None:
     """What the direct API shows of an entry: the items of a function's stream, nothing of an exception it raised."""
-    if found is None or found.verdict is not Verdict.FRESH or found.entry.raised:
+    if found is None or found.entry.raised or (found.verdict is not Verdict.FRESH and ruling.ages):
+        return None
+    if ruling.since is not None and not ruling.counts(found.entry.created):
         return None
     return replace(found.entry, value=found.entry.value[1]) if found.entry.streamed else found.entry
 
@@ -235,12 +251,12 @@ def _delete_all(stored: Sequence[bytes]) -> Flow[int]:
     return count
 
 
-def get_many(space: Space, wanted: Sequence[Key], counters: Counters) -> Flow[dict[str, Any]]:
+def get_many(space: Space, wanted: Sequence[Key], counters: Counters, ruling: Ruling = NORMAL) -> Flow[dict[str, Any]]:
     """Key text to value, for those that are there."""
-    if not hasattr(space.backend, "get_many"):
+    if not hasattr(space.backend, "get_many") or ruling.mode != "normal":
         found = {}
         for key in wanted:
-            entry = yield from get(space, key, counters)
+            entry = yield from get(space, key, counters, ruling=ruling)
             if entry is not None:
                 found[key.text] = entry.value
         return found

@@ -21,6 +21,7 @@ from codomyrmex_cache._space import OnError, Space
 from codomyrmex_cache.backends.base import Backend, namespace_prefix
 from codomyrmex_cache.backends.in_memory import DEFAULT_MAX_ENTRIES, InMemoryBackend, check_max_bytes, check_max_entries
 from codomyrmex_cache.errors import CacheConfigurationError
+from codomyrmex_cache.modes import NORMALLY, Mode, Stance, checked_mode
 from codomyrmex_cache.stats import Counters
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class StoreOptions(TypedDict, total=False):
     mmap: bool | None
     near: bool | Duration | None
     slots: int | None
+    mode: Mode | None
     clock: Clock | None
     on_error: OnError | None
 
@@ -105,6 +107,7 @@ class Options:
         near: of Redis: answer from this process's memory what it has read lately; `True`, or how old an answer may be when the
             server cannot be heard (5 s).
         slots: parts over which the namespace is spread in a Redis Cluster (1); all who share it must say the same.
+        mode: in which calls are made where `modes.mode` and `modes.set_mode` say nothing ("normal").
         clock: seconds; for tests.
         on_error: what a failing backend does to a call, "bypass" (nothing) or "raise".
         strict: raise what is wrong with an entry that cannot be read, instead of taking it as a miss.
@@ -125,6 +128,7 @@ class Options:
     mmap: bool | None = None
     near: bool | Duration | None = None
     slots: int | None = None
+    mode: Mode | None = None
     clock: Clock | None = None
     on_error: OnError | None = None
     strict: bool | None = None
@@ -136,6 +140,8 @@ class Options:
             raise CacheConfigurationError(f"backend={self.backend!r}: give {_allowed()}, or an object with get, set, ...")
         if self.on_error not in (None, "bypass", "raise"):
             raise CacheConfigurationError(f'on_error={self.on_error!r}: give "bypass" or "raise"')
+        if self.mode is not None:
+            checked_mode(self.mode)
         if self.secret is not None:
             from codomyrmex_cache._secret import secret_list
 
@@ -231,7 +237,8 @@ def _same(option: str, old: Any, new: Any) -> bool:
 def resolved(options: Options, environment: Mapping[str, str]) -> Options:
     """The options with everything decided that the backend needs."""
     backend = options.backend or environment.get("CODOMYRMEX_CACHE_BACKEND") or "in_memory"
-    chosen = replace(options, backend=backend, on_error=options.on_error or "bypass")  # checks the environment's name too
+    mode: Any = options.mode or environment.get("CODOMYRMEX_CACHE_MODE") or "normal"
+    chosen = replace(options, backend=backend, mode=mode, on_error=options.on_error or "bypass")  # checks both names
     secret = options.secret or environment.get("CODOMYRMEX_CACHE_SECRET") or None
     if backend == "file_based":
         from codomyrmex_cache._folders import default_directory
@@ -262,7 +269,8 @@ def open_space(
     clock = options.clock or (time.monotonic if is_object else time.time)
     near = _make_near(name, options, backend, clock)
     return Space(
-        name, backend, payloads, clock, options.on_error or "bypass", counters, strict=bool(options.strict), near=near
+        name, backend, payloads, clock, options.on_error or "bypass", counters, strict=bool(options.strict), near=near,
+        stance=NORMALLY if options.mode in (None, "normal") else Stance(options.mode),
     )  # fmt: skip
 
 

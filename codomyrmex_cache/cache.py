@@ -16,7 +16,7 @@ from codomyrmex_cache._duration import Duration, to_seconds
 from codomyrmex_cache._effects import AwaitableResult, Request
 from codomyrmex_cache._entries import read
 from codomyrmex_cache._entry import MISSING, Entry, Missing
-from codomyrmex_cache._flow import call
+from codomyrmex_cache._flow import call, compute
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache._policy import Rules, Ttl, validated_ttl
 from codomyrmex_cache._quick import QuickGet, QuickSet, Seen, quick_ways
@@ -26,6 +26,7 @@ from codomyrmex_cache._totals import Found, Tally, follow, state_of, stats_of, t
 from codomyrmex_cache._wiring import Options, check_namespace, combined, open_space, resolved
 from codomyrmex_cache.errors import CacheConfigurationError
 from codomyrmex_cache.keys import direct_key
+from codomyrmex_cache.modes import NORMAL, Ruling, unveil_if_normal, veil_with_modes
 from codomyrmex_cache.stats import CacheStats, Counters, Scope
 
 if TYPE_CHECKING:
@@ -62,8 +63,10 @@ class Cache:
         self._space: Space | None = None
         self._tally: Tally | None = None
         self._quick: tuple[QuickGet, QuickSet] | None = None
+        self._asks = True  # for the mode, before anything else
         self._lock = Lock()
         renew_after_fork(self)
+        veil_with_modes(self)
 
     def __repr__(self) -> str:
         return f"<Cache {self.name!r} on {self.backend_name}>"
@@ -79,23 +82,26 @@ class Cache:
     def get(self, key: str, default: D) -> Any | D: ...
     def get(self, key: str, default: Any = None) -> Any:
         """The value under `key`, or `default` if there is none (`None` is a value like any other)."""
-        raw = None
-        if self._quick is not None:
-            value = self._quick[0](key, default)
+        raw, quick = None, self._quick
+        if quick is not None:
+            value = quick[0](key, default)
             if type(value) is Seen:
                 raw = value.raw
             elif value is not MISSING:
                 return value
-        entry = run(self.space, verbs.get(self.space, direct_key(key), self._direct, raw))
+        ruling = self._ruling() if self._asks else NORMAL
+        entry = run(self.space, verbs.get(self.space, direct_key(key), self._direct, raw, ruling))
         return default if entry is None else entry.value
 
     async def aget(self, key: str, default: Any = None) -> Any:
         """`get` for event loops."""
-        if self._quick is not None and self._space is not None and self._space.looks_first and self._space.near is not None:
-            value = self._quick[0](key, default)
+        quick = self._quick
+        if quick is not None and self._space is not None and self._space.looks_first and self._space.near is not None:
+            value = quick[0](key, default)
             if value is not MISSING:
                 return value
-        entry = await arun(self.space, verbs.get(self.space, direct_key(key), self._direct))
+        ruling = self._ruling() if self._asks else NORMAL
+        entry = await arun(self.space, verbs.get(self.space, direct_key(key), self._direct, None, ruling))
         return default if entry is None else entry.value
 
     def set(self, key: str, value: object, ttl: Ttl = None, tags: Sequence[str] = ()) -> None:
@@ -107,7 +113,8 @@ class Cache:
             ttl: seconds, `timedelta`, "1h30m", a callable on the value, or `None` for ever; 0 removes what was there.
             tags: names under which `invalidate_tags` finds it.
         """
-        if self._quick is None or tags or not self._quick[1](key, value, ttl):  # type: ignore[arg-type]  # other ttls: not taken
+        quick = self._quick
+        if quick is None or tags or not quick[1](key, value, ttl):  # type: ignore[arg-type]  # other ttls: not taken
             run(self.space, self._store(key, value, ttl, tags, live=True))
 
     async def aset(self, key: str, value: object, ttl: Ttl = None, tags: Sequence[str] = ()) -> None:
@@ -115,6 +122,8 @@ class Cache:
         await arun(self.space, self._store(key, value, ttl, tags))
 
     def _store(self, key: str, value: object, ttl: Ttl, tags: Sequence[str], *, live: bool = False) -> Any:
+        if self._asks and not self._ruling().stores:
+            return verbs.nothing()
         return verbs.store(
             self.space, direct_key(key), value, self._direct, ttl=validated_ttl(ttl), tags=_tags(tags), live=live
         )  # fmt: skip
@@ -155,9 +164,8 @@ class Cache:
         Callers of the same key that come while it runs wait for it.  The loader's exception goes to all of them and is
         not stored.
         """
-        request = Request(direct_key(key), loader, self._direct, Rules(ttl=validated_ttl(ttl)))
         try:
-            value: T = run(self.space, call(self.space, request)).result()
+            value: T = run(self.space, self._load(key, loader, ttl, awaits=False)).result()
         except AwaitableResult as found:
             if isinstance(found.awaitable, CoroutineType):
                 found.awaitable.close()
@@ -170,9 +178,12 @@ class Cache:
     async def aget_or_load(self, key: str, loader: Callable[[], T], ttl: Ttl = None) -> T: ...
     async def aget_or_load(self, key: str, loader: Callable[[], Any], ttl: Ttl = None) -> Any:
         """`get_or_load` for event loops; `loader` may be a coroutine function."""
-        request = Request(direct_key(key), loader, self._direct, Rules(ttl=validated_ttl(ttl)), awaits=True)
-        answer = await arun(self.space, call(self.space, request))
-        return answer.result()
+        return (await arun(self.space, self._load(key, loader, ttl, awaits=True))).result()
+
+    def _load(self, key: str, loader: Callable[[], Any], ttl: Ttl, *, awaits: bool) -> Any:
+        request = Request(direct_key(key), loader, self._direct, Rules(ttl=validated_ttl(ttl)), awaits)
+        ruling = self._ruling() if self._asks else NORMAL
+        return compute(request) if ruling.mode == "off" else call(self.space, request._replace(ruling=ruling))
 
     def entry(self, key: str) -> Entry | None:
         """The value with its times (wall-clock seconds since 1970 unless a clock was injected), or `None`."""
@@ -227,21 +238,27 @@ class Cache:
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         """Key to value for those that are there."""
-        return run(self.space, verbs.get_many(self.space, _distinct(keys), self._direct))
+        return run(self.space, self._get_many(keys))
 
     async def aget_many(self, keys: Iterable[str]) -> dict[str, Any]:
         """`get_many` for event loops."""
-        return await arun(self.space, verbs.get_many(self.space, _distinct(keys), self._direct))
+        return await arun(self.space, self._get_many(keys))
+
+    def _get_many(self, keys: Iterable[str]) -> Any:
+        return verbs.get_many(self.space, _distinct(keys), self._direct, self._ruling() if self._asks else NORMAL)
 
     def set_many(self, values: Mapping[str, object], ttl: Ttl = None) -> None:
         """Store all of them, each with the same ttl."""
-        flow = verbs.set_many(self.space, values, _distinct(values), self._direct, ttl=validated_ttl(ttl))
-        run(self.space, flow)
+        run(self.space, self._set_many(values, ttl))
 
     async def aset_many(self, values: Mapping[str, object], ttl: Ttl = None) -> None:
         """`set_many` for event loops."""
-        flow = verbs.set_many(self.space, values, _distinct(values), self._direct, ttl=validated_ttl(ttl))
-        await arun(self.space, flow)
+        await arun(self.space, self._set_many(values, ttl))
+
+    def _set_many(self, values: Mapping[str, object], ttl: Ttl) -> Any:
+        if self._asks and not self._ruling().stores:
+            return verbs.nothing()
+        return verbs.set_many(self.space, values, _distinct(values), self._direct, ttl=validated_ttl(ttl))
 
     def delete_many(self, keys: Iterable[str]) -> int:
         """Remove them; how many were there."""
@@ -354,11 +371,27 @@ class Cache:
             with self._lock:
                 if self._space is None:
                     self._options = resolved(self._options, os.environ)
-                    space = open_space(self.name, self._options, self._counters, self._results, self._wires)
+                    space = self._wired()
                     self._tally = follow(self, space)
                     self._space = space  # from here on others see both
-                    self._quick = quick_ways(self._space, self._direct)
         return self._space
+
+    def _wired(self) -> Space:
+        return open_space(self.name, self._options, self._counters, self._results, self._wires)
+
+    def _ruling(self) -> Ruling:
+        ruling = self.space.ruling()
+        unveil_if_normal(self)
+        return ruling
+
+    def veil(self) -> None:
+        """Take no quick way, and ask for the mode, at each call."""
+        self._asks, self._quick = True, None
+
+    def unveil(self) -> None:
+        """Take the quick ways again, if there are any in the mode of the namespace."""
+        if self.space.stance.mode == "normal":
+            self._asks, self._quick = False, quick_ways(self.space, self._direct)
 
     @property
     def backend_name(self) -> str:

@@ -20,6 +20,7 @@ from codomyrmex_cache.backends.base import Backend
 from codomyrmex_cache.cache import Cache
 from codomyrmex_cache.errors import CacheConfigurationError
 from codomyrmex_cache.manager import CacheManager
+from codomyrmex_cache.modes import veil_with_modes
 from codomyrmex_cache.stats import CacheStats
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def cached(
             into objects of these classes only, except by pickle where they are signed.
         manager: a registry other than the process-wide one.
         options: directory, url, secret, codec, compress, encrypt, max_entries, max_bytes, max_value_bytes, durability, mmap,
-            near, slots, clock and on_error, as for `CacheManager.get_cache`.
+            near, slots, mode, clock and on_error, as for `CacheManager.get_cache`.
 
     Returns:
         The function with the same signature and type, and the control methods key, peek, contains, entry, refresh, bypass,
@@ -345,6 +346,8 @@ def _wrap(memo: Memo, *, by_object: bool = False) -> FunctionType:
     functools.update_wrapper(wrapper, memo.function)
     for control in (*_BY_CALL, *_WHOLE, *_ASYNC):
         setattr(wrapper, control, getattr(memo, control))
+    memo.veil()  # which the first call takes off
+    veil_with_modes(memo)
     return wrapper
 
 

@@ -2,9 +2,10 @@
 
 Layout, big-endian: MAC 32, magic 4, version 1, codec 1, flags 1, key id 1, created f64, fresh-until f64, expires f64, cost
 f64, main length u64, number of buffers u32, parts length u32, generations length u32; then the call's digest (32, if a flag
-says so), parts, generations, the lengths of the buffers (u64 each), the main frame, and the buffers, each at a multiple of 64
-bytes.  The parts are the names and short keyed digests of what went into the key, the generations those of its tags, the
-buffers large arrays and the like, which are neither copied when written nor when read.
+says so), parts, generations, the call as shown (if a flag says so: its length u32 and itself), the lengths of the buffers (u64
+each), the main frame, and the buffers, each at a multiple of 64 bytes.  The parts are the names and short keyed digests of what
+went into the key, the generations those of its tags, the buffers large arrays and the like, which are neither copied when
+written nor when read.
 
 The MAC is HMAC-SHA256 over the length of the storage key, the storage key (it begins with the namespace) and everything else,
 so a cut, flipped, swapped or planted entry fails one comparison, *before* any parser sees a byte.  What has buffers and was
@@ -44,7 +45,8 @@ _PLAIN = Struct(">4xBBBx2d8xd8x12s")
 _NOTHING_ELSE = bytes(12)  # no buffers, parts and generations
 _PAIR = Struct(">II")
 _LENGTH = Struct(">Q")
-_AWAITED, _RAISED, _STREAMED, _DIGESTED = 1, 2, 4, 8
+_SHORT = Struct(">I")
+_AWAITED, _RAISED, _STREAMED, _DIGESTED, _SHOWN = 1, 2, 4, 8, 16
 _DIGEST_SIZE = 32
 _PART_SIZE = 8
 _LONGEST_NAME = 255
@@ -109,7 +111,11 @@ class Seal:
             _MAGIC,
             VERSION,
             codec,
-            _AWAITED * entry.awaited | _RAISED * entry.raised | _STREAMED * entry.streamed | _DIGESTED * bool(digest),
+            _AWAITED * entry.awaited
+            | _RAISED * entry.raised
+            | _STREAMED * entry.streamed
+            | _DIGESTED * bool(digest)
+            | _SHOWN * bool(entry.shown),
             self._signing,
             entry.created,
             inf if entry.fresh_until is None else entry.fresh_until,
@@ -120,7 +126,8 @@ class Seal:
             len(parts),
             len(generations),
         )
-        body: list[Buffer] = [digest, parts, generations, *(_LENGTH.pack(len(each)) for each in buffers), main]
+        shown = _SHORT.pack(len(entry.shown)) + entry.shown if entry.shown else b""
+        body: list[Buffer] = [digest, parts, generations, shown, *(_LENGTH.pack(len(each)) for each in buffers), main]
         place = _BODY + sum(map(len, body))
         for each in buffers:
             body += [bytes(-place % _ALIGNED), each]
@@ -159,8 +166,13 @@ class Seal:
         begin = _DIGEST_SIZE if flags & _DIGESTED else 0
         middle, start = begin + parts, begin + parts + generations
         parsed = start + count * _LENGTH.size + length
-        name = (origin, key, slot, head) if origin is not None and count else None
+        # the length of a call that is shown is in the body, so what is parsed of that is not known before
+        name = (origin, key, slot, head) if origin is not None and count and not flags & _SHOWN else None
         body = self._verified(key_id, key, head, slot, body, parsed, name)
+        shown = b""
+        if flags & _SHOWN:
+            shown = bytes(body[start + _SHORT.size :][: _SHORT.unpack_from(body, start)[0]])
+            start += _SHORT.size + len(shown)
         frames = _frames(body, start, length, count)
         stored = bytes(body[:begin])
         if digest and not any(hmac.compare_digest(stored, self._keyed(digest, each)) for each in self._digest_keys):
@@ -168,7 +180,7 @@ class Seal:
         entry = Entry(
             None, created, _finite(fresh), _finite(expires), cost,
             digest=digest, parts=_unpacked_parts(bytes(body[begin:middle])),
-            generations=_unpacked_generations(bytes(body[middle:start])),
+            generations=_unpacked_generations(bytes(body[middle : begin + parts + generations])), shown=shown,
             awaited=bool(flags & _AWAITED), raised=bool(flags & _RAISED), streamed=bool(flags & _STREAMED),
         )  # fmt: skip
         return Envelope(entry, codec, frames)

@@ -15,6 +15,7 @@ __all__ = [
     "CacheConnectionError",
     "CacheError",
     "CacheKeyError",
+    "CacheMissError",
     "CacheStreamError",
     "CacheTimeoutError",
     "CircuitOpenError",
@@ -60,6 +61,35 @@ class CacheConnectionError(CacheBackendError):
 
 class CircuitOpenError(CacheConnectionError):
     """The backend has failed several times in a row and is left alone until the next probe."""
+
+
+class CacheMissError(CacheError):
+    """In mode "replay" nothing that may be answered is stored for a call, and its function does not run.
+
+    Args:
+        message: for people: what differs from the nearest entry.
+        namespace: of the call.
+        key: its key text; empty if an argument has no key.
+        function: its name in keys; empty for the direct API.
+        differing: the parts of the key in which the nearest entry of the function differs.
+        nearest: the key text of that, `None` if there is none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        namespace: str = "",
+        key: str = "",
+        function: str = "",
+        differing: tuple[str, ...] = (),
+        nearest: str | None = None,
+    ) -> None:
+        self.namespace, self.key, self.function = namespace, key, function
+        self.differing, self.nearest = differing, nearest
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.args[0], self.namespace, self.key, self.function, self.differing, self.nearest)
 
 
 class CacheTimeoutError(CacheError, TimeoutError):

@@ -76,8 +76,11 @@ class Keyer:
         shaping: functions of the user's that make parts of the key; their code counts, whatever the version.
         volatile: whether a key may change between two looks at the same arguments (files).
 
-    `kept` are the places of the parameters that count, `classes` those that calls have named for what they give.
+    `kept` are the places of the parameters that count, if it `takes_arguments` one by one, `classes` those that calls have
+    named for what they give.
     """
+
+    takes_arguments = True
 
     def __init__(
         self,
