@@ -77,11 +77,14 @@ class SealedPayloads:
         size = sum(map(len, frames))
         if size > self._most:
             raise ValueTooLargeError(f"{size} bytes are more than max_value_bytes={self._most}")
-        entry = replace(entry, parts=self.seal.kept_parts(entry.parts))
         if not (live and self._lets_go):
             # others may change an array while it is being written and after that, when callers who waited decode it
             frames = [copied(frame) for frame in frames]
-        return self._packed(key, entry, codec, frames)
+        return self.sealed(key, entry, codec, frames)
+
+    def sealed(self, key: bytes, entry: Entry, codec: int, frames: Sequence[Buffer]) -> Entry:
+        """The stored form of an entry whose value has been encoded."""
+        return self._packed(key, replace(entry, parts=self.seal.kept_parts(entry.parts)), codec, frames)
 
     def _packed(self, key: bytes, entry: Entry, codec: int, frames: Sequence[Buffer]) -> Entry:
         sealed = self.seal.seal(key, entry, codec, frames)

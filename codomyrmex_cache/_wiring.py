@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from codomyrmex_cache._near_cells import NearCells
     from codomyrmex_cache._secret import Secret
     from codomyrmex_cache.backends._database import Durability
-    from codomyrmex_cache.codecs import Codec
+    from codomyrmex_cache.codecs import Codec, Coder
 
 __all__ = [
     "BUDGET", "ENTRY_POINTS", "CacheOptions", "Options", "Results", "StoreOptions", "check_namespace", "combined", "open_space",
-    "resolved",
+    "resolved", "safe_coders",
 ]  # fmt: skip
 
 Results = Mapping[str, tuple[Callable[..., Any], Sequence[type]]]
@@ -314,6 +314,19 @@ def _sealed_payloads(name: str, options: Options, backend: Backend, results: Res
         chunked=bool(getattr(backend, "chunked", False)), lets_go=bool(getattr(backend, "lets_go", False)),
         most=options.max_value_bytes or int(getattr(backend, "max_value_bytes", DEFAULT_MAX_VALUE_BYTES)),
     )  # fmt: skip
+
+
+def safe_coders(name: str, options: Options, results: Results) -> Callable[[bytes], Coder]:
+    """The codec without pickle for what is stored under a key of this namespace, whatever its backend and its own codec."""
+    from codomyrmex_cache._sealed import SealedPayloads
+    from codomyrmex_cache.codecs import Coder, Types
+    from codomyrmex_cache.envelope import Seal
+
+    def make_coder(types: Types) -> Coder:
+        return Coder("safe", signed=False, types=types)
+
+    types = Types(*(options.types or ()))
+    return SealedPayloads(name, Seal(), make_coder, types, results, chunked=False, most=DEFAULT_MAX_VALUE_BYTES).coder_of
 
 
 def _make_backend(name: str, options: Options, wires: MutableMapping[str, Any]) -> Backend:

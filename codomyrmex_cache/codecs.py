@@ -109,6 +109,11 @@ class Coder:
         self._write, self._readers = self._functions()
         self._safe = SAFE in self._readers
 
+    @property
+    def reads_safe(self) -> bool:
+        """Whether it takes the safe format, with any values in it."""
+        return self._safe
+
     def _functions(self) -> tuple[Write, dict[int, Read]]:
         if not isinstance(self._codec, str):
             return self._custom_dumps, {CUSTOM: self._custom_loads}

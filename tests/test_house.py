@@ -32,7 +32,8 @@ FLOORS: dict[int, set[str]] = {
         "_quick", "_space", "_totals", "_verbs", "_wiring"},
     4: {"_bare", "_batched", "_calls", "_cold", "_front", "_memo", "_report", "_sampled", "cache", "decorator", "locks",
         "manager", "streams"},
-    5: {"", "_fault_suite", "_faults", "_suite", "integrations", "integrations._clients", "testing"},
+    5: {"", "_fault_suite", "_faults", "_suite", "cassettes", "integrations", "integrations._clients", "pytest_plugin",
+        "testing"},
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 
