@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import all as everything
+from benchmarks import llm
 from benchmarks.memory import Sizes
 from benchmarks.peers import LruCache, Ours, Peer
 from benchmarks.readme import BEGIN, END, block, rewrite
@@ -190,3 +191,38 @@ def test_an_unknown_family_is_an_error():
     command = [sys.executable, "-m", "benchmarks.all", "--only", "hits,nonsense"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "no such family: nonsense\n")
+
+
+# -- llm.py
+
+
+def test_the_probes_of_llm_calls_find_what_is_ideal_here(tmp_path):
+    ours = [name for name, package in llm.PACKAGES.items() if package == "codomyrmex_cache"]
+
+    columns, absent = llm.measured([*ours, "vcrpy"], {"vcrpy": str(tmp_path / "no such python")}, 2)
+
+    assert [column.cells for column in columns] == [{name: (ideal, "") for name, ideal in llm.IDEAL.items()}] * len(ours)
+    assert [(column.wrong, column.duplicates, column.errors) for column in columns] == [(0, 0, 0)] * len(ours)
+    assert [len(column.microseconds) for column in columns] == [2] * len(ours)
+    assert [line.partition(" (")[0] for line in absent] == ["skipped: vcrpy"]
+
+
+def test_a_column_of_llm_calls_says_what_went_wrong(tmp_path):
+    cells = {name: (ideal, "") for name, ideal in llm.IDEAL.items()}
+    cells |= {"another `extra_body`": (1, ""), "a stream twice": (1, "6 chunks as 5"), "10 threads at once": (10, "")}
+    cells |= {"10 tasks at once": None, "another API key": (2, ""), "a 429, then again": "OSError: gone"}
+    column = llm.Column("a package", "1.0", cells, [1.0, 3.0, 2.0])
+    llm.PACKAGES["a package"] = "a package"
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{llm.BEGIN}\nold\n{llm.END}\nafter\n")
+
+    llm.rewrite(readme, [column], 3)
+    del llm.PACKAGES["a package"]
+
+    assert (column.wrong, column.duplicates, column.errors) == (2, 9, 1)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    for row in ("| another `extra_body` | 2 | **1: wrong** |", "| a stream twice | 1 | **1: 6 chunks as 5** |",
+                "| 10 tasks at once | 1 |  |", "| another API key | 1 or 2 | 2 |", "| a 429, then again | 2 | error |",
+                "| wrong answers | 0 | 2 |", "| us for a hit |  | 2.0 [1.5..2.5] |"):  # fmt: skip
+        assert row in text
