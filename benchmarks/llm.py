@@ -124,10 +124,11 @@ class Child:
 
     def __init__(self, name: str, python: str, folder: str) -> None:
         command = [python, "-W", "ignore", "-m", "benchmarks.llm_peers", name, folder]
-        self._errors = open(f"{folder}.errors", "w+")  # noqa: SIM115  closed with the child
-        self._process = subprocess.Popen(
-            command, env=environment(), cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
-        )
+        self._errors = Path(f"{folder}.errors")
+        with self._errors.open("w") as errors:
+            self._process = subprocess.Popen(
+                command, env=environment(), cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+            )
         try:
             self.version: str = self._answer()["version"]
         except RuntimeError:
@@ -143,8 +144,7 @@ class Child:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._errors.seek(0)
-            raise RuntimeError((self._errors.read().strip().splitlines() or ["it ended"])[-1])
+            raise RuntimeError((self._errors.read_text().strip().splitlines() or ["it ended"])[-1])
         return json.loads(line)
 
     def close(self) -> None:
@@ -154,7 +154,6 @@ class Child:
         except (subprocess.TimeoutExpired, ValueError):
             self._process.kill()
             self._process.wait()
-        self._errors.close()
 
 
 def measured(names: list[str], pythons: dict[str, str], rounds: int) -> tuple[list[Column], list[str]]:

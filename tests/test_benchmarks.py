@@ -214,14 +214,14 @@ def test_a_column_of_llm_calls_says_what_went_wrong(tmp_path):
     column = llm.Column("a package", "1.0", cells, [1.0, 3.0, 2.0])
     llm.PACKAGES["a package"] = "a package"
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{llm.BEGIN}\nold\n{llm.END}\nafter\n")
+    readme.write_text(f"before\n{llm.BEGIN}\nan older table\n{llm.END}\nafter\n")
 
     llm.rewrite(readme, [column], 3)
     del llm.PACKAGES["a package"]
 
     assert (column.wrong, column.duplicates, column.errors) == (2, 9, 1)
     text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "older" not in text
     for row in ("| another `extra_body` | 2 | **1: wrong** |", "| a stream twice | 1 | **1: 6 chunks as 5** |",
                 "| 10 tasks at once | 1 |  |", "| another API key | 1 or 2 | 2 |", "| a 429, then again | 2 | error |",
                 "| wrong answers | 0 | 2 |", "| us for a hit |  | 2.0 [1.5..2.5] |"):  # fmt: skip

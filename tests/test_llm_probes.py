@@ -22,6 +22,7 @@ import pytest
 from pydantic import BaseModel
 
 from codomyrmex_cache import CacheManager, cached
+from codomyrmex_cache.errors import UnkeyableError
 from tests.llm_server import KEY, Model, serving
 
 MESSAGES = [{"role": "user", "content": "What is the capital of Norway?"}]
@@ -238,6 +239,23 @@ def test_two_clients_of_one_service_share_entries(world: World, interface: Inter
     assert world.model.requests == 1
 
 
+@every
+def test_how_a_client_reaches_its_service_does_not_count(world: World, interface: Interface) -> None:
+    client = world.client(interface)
+    clients = [
+        client,
+        client.with_options(timeout=30.0),
+        client.with_options(max_retries=1),
+        world.client(interface, timeout=7),
+    ]
+
+    for each in clients:
+        world.call(world.method(interface, each), **interface.request)
+    world.call(world.method(interface, client), **interface.request, timeout=9.0)
+
+    assert world.model.requests == 1
+
+
 # -- another request -------------------------------------------------------------------------------------------------------
 
 
@@ -368,6 +386,64 @@ def test_an_answer_in_the_messages_counts_as_its_content(world: World) -> None:
 
     assert {len(request.body["messages"]) for request in world.model.seen} == {2}
     assert world.model.requests <= 2  # whether the dict with fewer fields is the same request is not ours to say
+
+
+@completions
+def test_messages_that_can_be_read_once_reach_the_model(world: World, interface: Interface) -> None:
+    method, name = world.method(interface), "input" if interface is RESPONSES else "messages"
+
+    if interface is not RESPONSES:  # whose SDK takes lists alone
+        for _ in range(2):
+            assert world.call(method, **interface.request | {name: iter(MESSAGES)})
+
+    assert all(request.body[name] == MESSAGES for request in world.model.seen)
+
+
+@every
+def test_a_raw_response_is_not_taken_for_an_answer(world: World, interface: Interface) -> None:
+    client = world.client(interface)
+    *path, _ = interface.method.split(".")
+    resource = functools.reduce(getattr, path, client)
+    raw, method = world._cached("llm")(resource.with_raw_response.create), world.method(interface, client)
+
+    for _ in range(2):
+        response, answer = world.call(raw, **interface.request), world.call(method, **interface.request)
+        parsed = response.parse()
+        assert type(world.run(parsed) if inspect.isawaitable(parsed) else parsed) is type(answer)
+        assert response.headers["x-request-id"]
+        raw_again = world.call(method, **interface.request, extra_headers={"X-Stainless-Raw-Response": "true"})
+        assert type(raw_again) is type(response)
+
+
+def test_a_file_counts_by_its_content(world: World, tmp_path: Path) -> None:
+    method = world._cached("llm")(world.client(CHAT).images.edit)
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / name).write_bytes(content)
+
+    def key(image: Any) -> str:
+        return str(method.key(image=image, prompt="brighter"))
+
+    contents = [(tmp_path / name).read_bytes() for name in "abc"]
+    assert key(contents[0]) == key(contents[1]) != key(contents[2])
+    assert key(("x.png", contents[0])) != key(("x.png", contents[2]))
+    with (tmp_path / "a").open("rb") as first, (tmp_path / "c").open("rb") as other:
+        try:
+            keys = [key(first), key(other), key(first)]
+        except UnkeyableError:  # not cached, so never wrong
+            keys = []
+        assert not keys or keys[0] == keys[2] != keys[1]
+        assert (first.read(), other.read()) == (b"one", b"two")
+
+
+def test_an_api_version_of_azure_counts(world: World) -> None:
+    make = openai.AzureOpenAI if world.kind == "sync" else openai.AsyncAzureOpenAI
+    for _ in range(2):
+        for version, deployment in (("2024-01-01", "m"), ("2025-01-01", "m"), ("2025-01-01", "n")):
+            client = make(azure_endpoint=world.model.url, api_key=KEY, api_version=version, azure_deployment=deployment)
+            world._clients.append(client)
+            world.call(world.method(CHAT, client), **CHAT.request)
+
+    assert len({request.path for request in world.model.seen}) == world.model.requests == 3
 
 
 def city(**fields: Any) -> type[BaseModel]:
