@@ -6,18 +6,20 @@ import builtins
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_64_digest
 
 from codomyrmex_cache._encoders import encode
 from codomyrmex_cache._entry import Parts
 from codomyrmex_cache._record import record
-from codomyrmex_cache._samples import OneDraw, Sample, checked_samples
 from codomyrmex_cache._sdk import SdkCall, arguments_of, call_of, classes_in
 from codomyrmex_cache._signature import RESERVED, Shape, compile_function
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
 from codomyrmex_cache.keys import Key, Keyer, Part, Transform, encoded
+
+if TYPE_CHECKING:
+    from codomyrmex_cache._samples import Sample
 
 __all__ = ["Keying", "Scope", "make_keyer"]
 
@@ -39,7 +41,10 @@ class Keying:
     samples: int | None = None
 
     def __post_init__(self) -> None:
-        checked_samples(self.samples, self.sample)
+        if self.samples is not None or self.sample is not None:
+            from codomyrmex_cache._samples import checked_samples
+
+            checked_samples(self.samples, self.sample)
         if self.name is not None and (not isinstance(self.name, str) or not self.name):
             raise CacheConfigurationError(f"name={self.name!r}: give a non-empty str")
         if self.key is not None and not callable(self.key):
@@ -68,7 +73,11 @@ def make_keyer(function: Callable[..., Any], shape: Shape, keying: Keying) -> Ke
         CacheConfigurationError: `ignore` names what the function does not have, or a marker cannot be evaluated.
     """
     keyer = _keyer_of_calls(function, shape, keying)
-    return keyer if keying.sample is None else OneDraw(keyer, keying.sample)
+    if keying.sample is None:
+        return keyer
+    from codomyrmex_cache._samples import OneDraw
+
+    return OneDraw(keyer, keying.sample)
 
 
 def _keyer_of_calls(function: Callable[..., Any], shape: Shape, keying: Keying) -> Keyer:

@@ -14,7 +14,6 @@ from codomyrmex_cache._keying import Keying, Scope
 from codomyrmex_cache._ledger import Cost
 from codomyrmex_cache._memo import Memo
 from codomyrmex_cache._policy import DEFAULT_STREAM_MAX, OnWaitTimeout, Rules, Ttl
-from codomyrmex_cache._samples import Sample
 from codomyrmex_cache._wiring import StoreOptions
 from codomyrmex_cache.backends.base import Backend
 from codomyrmex_cache.cache import Cache
@@ -25,6 +24,7 @@ from codomyrmex_cache.stats import CacheStats
 
 if TYPE_CHECKING:
     from codomyrmex_cache._explain import Explanation
+    from codomyrmex_cache._samples import Sample
 
 __all__ = ["CachedClassMethod", "CachedFunction", "cached"]
 

@@ -30,8 +30,8 @@ FLOORS: dict[int, set[str]] = {
     2.5: {"_flight", "_heart", "_hot", "_near", "_near_cells", "_policy", "_pump", "_recording"},
     3: {"_alone", "_atomic", "_batch", "_drive", "_effects", "_entries", "_explain", "_flow", "_lane", "_load", "_missed",
         "_quick", "_space", "_totals", "_verbs", "_wiring"},
-    4: {"_bare", "_batched", "_calls", "_cold", "_front", "_memo", "_report", "_sampled", "cache", "decorator", "locks",
-        "manager", "streams"},
+    4: {"_bare", "_batched", "_calls", "_cold", "_front", "_memo", "_report", "_sampled", "_wrapper", "cache", "decorator",
+        "locks", "manager", "streams"},
     5: {"", "_fault_suite", "_faults", "_suite", "cassettes", "integrations", "integrations._clients",
         "integrations._generations", "integrations._leads", "integrations.langchain", "pytest_plugin", "testing"},
 }  # fmt: skip
