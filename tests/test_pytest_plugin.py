@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,25 +246,19 @@ class Project:
     def ask_about(self, what: str) -> None:
         (self.folder / "test_it.py").write_text(TESTS % what)
 
-    def run(self, *options: str, **environment: str) -> tuple[int, str]:
-        loaded = [*_plugin_options(), "-p", "no:cacheprovider", "-q", "--strict-markers", "-W", "error"]
+    def run(self, *options: str) -> tuple[int, str]:
+        plugins = ["codomyrmex_cache.pytest_plugin", "no:cacheprovider", *(["xdist"] if "-n" in options else [])]
+        loaded = [*(part for plugin in plugins for part in ("-p", plugin)), "-q", "--strict-markers", "-W", "error"]
         ran = subprocess.run(
             [sys.executable, "-m", "pytest", *loaded, *options],
             cwd=self.folder, capture_output=True, text=True, timeout=100,
             env={
                 **os.environ, "MODEL_URL": self.url, "LOOPBACK": KEY, "CODOMYRMEX_CACHE_DIR": str(self.folder / "user's"),
                 "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
-                "PYTHONDONTWRITEBYTECODE": "1", **environment,
+                "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             },
         )  # fmt: skip
         return ran.returncode, ran.stdout + ran.stderr
-
-
-def _plugin_options() -> list[str]:
-    """The plugin by name where the installed package does not declare it, and none that warns of its settings."""
-    declared = {point.name for point in importlib.metadata.entry_points(group="pytest11")}
-    options = [] if "codomyrmex_cache" in declared else ["-p", "codomyrmex_cache.pytest_plugin"]
-    return [*options, "-p", "no:asyncio"] if importlib.util.find_spec("pytest_asyncio") else options
 
 
 def test_recorded_once_it_passes_in_replay_with_the_server_down(tmp_path: Path) -> None:
@@ -346,3 +340,8 @@ def test_without_an_option_nothing_is_different(tmp_path: Path) -> None:
 def test_recordings_need_a_folder(tmp_path: Path, option: str) -> None:
     code, output = Project(tmp_path, "").run(option)
     assert code == 4 and "needs --cache-dir" in output
+
+
+def test_the_package_declares_the_plugin() -> None:
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["entry-points"]["pytest11"]
+    assert importlib.util.find_spec(declared["codomyrmex_cache"]) is not None
