@@ -288,7 +288,11 @@ class Calls:
         kept = self.keyer.kept if self.keyer.takes_arguments else range(len(names))
         said = [(names[index], bound[index]) for index in kept]
         said = [(name, value) for name, value in said if name not in defaults or defaults[name] is not value]
-        return shown_call([name for name, _ in said], [value for _, value in said], key, self._parts(bound))
+        try:
+            return shown_call([name for name, _ in said], [value for _, value in said], key, self._parts(bound))
+        except Exception:  # arguments are the user's, who has a use for the call even if it cannot be shown
+            self.counters.error("unshowable")
+            return b""
 
     def explained(self, bound: tuple[Any, ...], shown: bytes = b"") -> Any:
         """The flow that explains a bound call."""

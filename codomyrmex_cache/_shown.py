@@ -99,7 +99,7 @@ def _redacted(name: str, value: Any, secrets: Sequence[str]) -> Any:
             text = text.replace(secret, _REDACTED)
         return text
     if isinstance(value, dict):
-        return {redacted("", key): _redacted(key, item, secrets) for key, item in value.items()}
+        return {_redacted("", key, secrets): _redacted(key, item, secrets) for key, item in value.items()}
     return [_redacted("", item, secrets) for item in value] if isinstance(value, list) else value
 
 

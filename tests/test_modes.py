@@ -157,6 +157,28 @@ def test_several_lines_of_text_differ_line_by_line(manager: CacheManager) -> Non
         ask("one\n2\nthree")
 
 
+class Unshowable(dict[str, Any]):
+    def items(self) -> Any:
+        raise RuntimeError("no")
+
+    def __cache_key__(self) -> int:
+        return 1
+
+
+def test_a_call_that_cannot_be_shown_is_recorded_all_the_same(manager: CacheManager) -> None:
+    @cached("modes", backend="file_based", manager=manager)
+    def count(x: Any) -> int:
+        RUNS.append(0)
+        return len(RUNS)
+
+    RUNS.clear()
+    with mode("record"):
+        assert count(Unshowable()) == 1
+    with mode("replay"):
+        assert count(Unshowable()) == 1
+    assert count.stats().errors["unshowable"] == 2
+
+
 # -- who is in a mode
 
 
