@@ -172,6 +172,9 @@ class CodomyrmexCache(BaseCache):
         self._leads = Leads()
         self._counters = self.cache.counters("")
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CodomyrmexCache:
+        return self  # of a copied model too it is the same cache
+
     def stats(self) -> CacheStats:
         """The statistics of the namespace."""
         return self.cache.stats()

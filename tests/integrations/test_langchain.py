@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import doctest
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from langchain_anthropic import ChatAnthropic
 from langchain_core.caches import BaseCache
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models.fake import FakeListLLM
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, create_model
@@ -121,6 +122,32 @@ def test_structured_output_on_a_hit(model: Model, cache: CodomyrmexCache, stream
     assert model.requests == 1
     assert type(first) is type(second) is City
     assert second == first
+
+
+@pytest.mark.parametrize("answer", ["ok", "truncated", "filtered", "refused", "empty", "tool"])
+def test_the_responses_interface(model: Model, memory: CodomyrmexCache, answer: str) -> None:
+    llm = chat(model, memory, use_responses_api=True)
+    model.answer_with(answer)
+    first, second = llm.invoke("hi"), llm.invoke("hi")
+    is_whole = answer in ("ok", "tool")
+    assert model.requests == (1 if is_whole else 2)
+    assert (second.content == first.content) == is_whole
+    assert second.tool_calls == (first.tool_calls if is_whole else [])
+
+
+def test_structured_output_of_the_responses_interface(model: Model, cache: CodomyrmexCache) -> None:
+    llm = chat(model, cache, use_responses_api=True).with_structured_output(City)
+    first, second = llm.invoke("hi"), llm.invoke("hi")
+    assert model.requests == 1
+    assert type(second) is City
+    assert second == first
+
+
+def test_several_answers_to_one_call(model: Model, memory: CodomyrmexCache) -> None:
+    llm = chat(model, memory)
+    first, second = (llm.generate([[HumanMessage("hi")], [HumanMessage("ho")]]) for _ in range(2))
+    assert model.requests == 2
+    assert [part[0].text for part in second.generations] == [part[0].text for part in first.generations]
 
 
 def test_a_parsed_answer_in_the_message_is_of_the_class(model: Model, cache: CodomyrmexCache) -> None:
@@ -243,7 +270,18 @@ def test_changed_settings_of_a_used_model_ask_again(model: Model, cache: Codomyr
     assert [request.body.get("temperature") for request in model.seen] == [None, 0.9, 0.9]
 
 
-def test_a_changed_model_and_a_new_one_share_entries(model: Model, memory: CodomyrmexCache) -> None:
+def test_settings_are_seen_through_a_subclass_of_the_cache(model: Model) -> None:
+    class Named(CodomyrmexCache):
+        def lookup(self, prompt: str, llm_string: str) -> Any:
+            return super().lookup(prompt, llm_string)
+
+    llm = chat(model, Named(manager=CacheManager()))
+    first = llm.invoke("hi")
+    llm.temperature = 0.9
+    assert llm.invoke("hi").content != first.content
+
+
+def test_settings_that_change_in_place_ask_again(model: Model, memory: CodomyrmexCache) -> None:
     llm = chat(model, memory)
     llm.invoke("hi")
     llm.extra_body = {"seed": [1]}
@@ -361,6 +399,13 @@ def test_a_plain_llm(memory: CodomyrmexCache) -> None:
     llm = FakeListLLM(responses=["one", "two"], cache=memory)
     assert [llm.invoke("hi"), llm.invoke("hi"), asyncio.run(llm.ainvoke("hi"))] == ["one"] * 3
     assert memory.stats().hits == 2
+
+
+def test_a_copied_model_shares_the_cache(model: Model, memory: CodomyrmexCache) -> None:
+    llm = chat(model, memory)
+    copies = [llm.model_copy(), llm.model_copy(update={"cache": copy.deepcopy(memory)})]
+    assert len({one.invoke("hi").content for one in [llm, *copies]}) == 1
+    assert model.requests == 1
 
 
 def test_the_global_cache(model: Model, memory: CodomyrmexCache) -> None:

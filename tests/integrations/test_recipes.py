@@ -127,6 +127,7 @@ def timeless(messages: Any) -> Any:
 
 def test_pydantic_ai(model: Model, name: str, tmp_path: Path) -> None:
     pytest.importorskip("pydantic_ai")
+    from openai import AsyncOpenAI
     from pydantic_ai import Agent
     from pydantic_ai.messages import ModelResponse
     from pydantic_ai.models.openai import OpenAIChatModel
@@ -145,11 +146,14 @@ def test_pydantic_ai(model: Model, name: str, tmp_path: Path) -> None:
         ) -> ModelResponse:
             return await super().request(messages, model_settings, model_request_parameters)
 
-    def agent(**options: Any) -> Any:
-        provider = OpenAIProvider(base_url=f"{model.url}/v1", api_key=KEY)
-        return Agent(CachedModel(OpenAIChatModel("gpt-4o", provider=provider)), **options)
-
     async def all_of_it() -> None:
+        async with AsyncOpenAI(base_url=f"{model.url}/v1", api_key=KEY) as client:
+            await with_client(client)
+
+    async def with_client(client: Any) -> None:
+        def agent(**options: Any) -> Any:
+            return Agent(CachedModel(OpenAIChatModel("gpt-4o", provider=OpenAIProvider(openai_client=client))), **options)
+
         first = await agent().run("one")
         assert (await agent().run("one")).output == first.output
         assert model.requests == 1
@@ -179,20 +183,19 @@ def test_openai_agents(model: Model, name: str, interface: str, tmp_path: Path) 
     agents.set_tracing_disabled(True)
     kinds: dict[str, Any] = {"chat": agents.OpenAIChatCompletionsModel, "responses": agents.OpenAIResponsesModel}
 
-    async def ask(text: str, instructions: str = "Help.") -> str:
-        client: Any = cache_client(
-            AsyncOpenAI(base_url=f"{model.url}/v1", api_key=KEY), namespace=name, ttl="7d", backend="file_based"
-        )
+    async def ask(client: Any, text: str, instructions: str = "Help.") -> str:
         agent = agents.Agent(name="helper", instructions=instructions, model=kinds[interface]("gpt-4o", openai_client=client))
         return str((await agents.Runner.run(agent, text)).final_output)
 
     async def all_of_it() -> None:
-        assert await ask("one") == await ask("one")
-        assert model.requests == 1
-        await ask("two")
-        assert model.requests == 2
-        await ask("one", "Be brief.")
-        assert model.requests == 3
+        async with AsyncOpenAI(base_url=f"{model.url}/v1", api_key=KEY) as own:
+            client = cache_client(own, namespace=name, ttl="7d", backend="file_based")
+            assert await ask(client, "one") == await ask(client, "one")
+            assert model.requests == 1
+            await ask(client, "two")
+            assert model.requests == 2
+            await ask(client, "one", "Be brief.")
+            assert model.requests == 3
 
     asyncio.run(all_of_it())
     _no_secret(tmp_path)
