@@ -117,7 +117,8 @@ class _SdkKeyer(Keyer):
     def __init__(self, call: SdkCall, shape: Shape, keying: Keying, parts: Sequence[Part]) -> None:
         client: Part = ("client", lambda: encode(call.client))
         version = (_SDK_RULES, keying.version)
-        super().__init__(type(call.client), (), name=keying.name or call.name, version=version, parts=[client, *parts])
+        name = keying.name or call.name
+        super().__init__(type(call.client), (), name=name, version=version, parts=[client, *parts], volatile=True)
         self._call, self._shape, self._ignored = call, shape, frozenset(keying.ignored)
         self._parses = call.method.endswith("parse")
 
@@ -134,9 +135,10 @@ class _SdkKeyer(Keyer):
 
     def _encodings(self, values: Sequence[object]) -> Iterator[tuple[str, bytes]]:
         yield from super()._encodings(())
-        for name, counting in arguments_of(self._call, self._shape.names, values):
-            if name not in self._ignored:
-                yield name, encoded(name, lambda: encode((name, counting())))  # noqa: B023
+        for name, encoding in arguments_of(self._call, self._shape.names, values):
+            part = b"" if name in self._ignored else encoded(name, encoding)
+            if part:
+                yield name, part
 
     def parts(self, bound: Sequence[object]) -> Parts:
         if self._head is None:

@@ -215,8 +215,8 @@ _FILTERED: dict[str, Callable[[Any], Any]] = {
 """Whose `None` is the SDK's default."""
 
 
-def arguments_of(call: SdkCall, names: Sequence[str], bound: Sequence[Any]) -> Iterator[tuple[str, Callable[[], object]]]:
-    """The arguments that count, by name in order of the alphabet, each as something that gives what it counts by.
+def arguments_of(call: SdkCall, names: Sequence[str], bound: Sequence[Any]) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """The arguments that may count, by name in order of the alphabet, each with what gives its encoding: empty if it does not.
 
     Args:
         call: what is called.
@@ -225,25 +225,21 @@ def arguments_of(call: SdkCall, names: Sequence[str], bound: Sequence[Any]) -> I
     """
     given: dict[str, Any] = {}
     for name, value in zip(names, bound, strict=True):
-        if name == "kwargs" and isinstance(value, dict):
+        if name == "kwargs":
             given |= value
         elif name != "args" or value:
             given[name] = value
     parses = not call.method.endswith("create")
     for name in sorted(given):
-        value = given[name]
-        if name in _EXCLUDED or _is_sentinel(value):
-            continue
-        if name in _FILTERED:
-            counting = _FILTERED[name](value)
-            if counting is not None:
-                yield name, partial(_same, counting)
-        else:
-            yield name, partial(_canonical, value, parses=parses)
+        if name not in _EXCLUDED and not _is_sentinel(given[name]):
+            yield name, partial(_argument, name, given[name], parses=parses)
 
 
-def _same(value: object) -> object:
-    return value
+def _argument(name: str, value: Any, *, parses: bool) -> bytes:
+    if name not in _FILTERED:
+        return encode((name, _canonical(value, parses=parses)))
+    counting = _FILTERED[name](value)
+    return encode((name, counting)) if counting is not None else b""
 
 
 def _is_sentinel(value: object) -> bool:

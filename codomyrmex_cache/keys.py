@@ -362,9 +362,8 @@ class _Closure:
                 raise UnkeyableError("a function with state of its own")
             inner = [self._fixed(_content(cell), depth + 1) for _, cell in cells]
             return (value.__qualname__, code_parts(value.__code__), value.__defaults__, value.__kwdefaults__, inner)
-        if is_sdk_object(value):
-            return value
-        if not is_immutable(value) or getattr(value, "__closure__", None):
+        fixed = is_immutable(value) and not getattr(value, "__closure__", None)
+        if not fixed and not is_sdk_object(value):  # whose rules look at it anew at each call
             raise UnkeyableError("a value that can change")
         return value
 
