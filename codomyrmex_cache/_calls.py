@@ -21,7 +21,7 @@ from codomyrmex_cache._load import NOT_LOOKED, Looked
 from codomyrmex_cache._log import Log
 from codomyrmex_cache._policy import Rules
 from codomyrmex_cache._record import replace
-from codomyrmex_cache._sdk import call_of
+from codomyrmex_cache._sdk import call_of, classes_in
 from codomyrmex_cache._signature import RESERVED, compile_function, shape_of
 from codomyrmex_cache.cache import Cache
 from codomyrmex_cache.errors import CacheConfigurationError, CacheMissError, UnkeyableError
@@ -80,6 +80,7 @@ class Calls:
         self.front = Front(self.shape, self.keyer, enabled=hot)
         self._call = self._compiled(function)
         self._passes = sdk is not None and sdk.gives_manager
+        self._parses = sdk is not None and sdk.method.endswith("parse") and rules.copy
         self._tagged = bool(tags)
         self._tags = self._compiled(tags) if callable(tags) else lambda _: tags
         self._bind = compile_function(
@@ -100,7 +101,7 @@ class Calls:
     @cached_property
     def lane(self) -> Lane | None:
         """The short way of its hits, if there is one."""
-        if self._tagged or not self.cache.space.looks_first:
+        if self._tagged or self._parses or not self.cache.space.looks_first:
             return None
         from codomyrmex_cache._lane import lane_of
 
@@ -327,6 +328,10 @@ class Calls:
             return self._view(answer, request)
         if answer.entry.awaited is self.is_async:  # a plain wrapper that returns awaitables has no use for bare values
             self.front.promote(bound, request.key, self.cache.space, self.counters, answer.entry)
+        if self._parses:
+            from codomyrmex_cache._models import refit
+
+            return refit(answer.entry.value, classes_in(bound))
         return answer.entry.value
 
     def _view(self, answer: Answer, request: Request) -> CachedStream[Any] | AsyncCachedStream[Any]:

@@ -11,12 +11,14 @@ JSON outlives a new version of the SDK, whose classes read it as they read what 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from codomyrmex_cache._sdk import PACKAGES
 from codomyrmex_cache._tagged import Recipe
 
-__all__ = ["is_sdk_model", "model_named", "model_recipe"]
+__all__ = ["is_sdk_model", "model_named", "model_recipe", "refit"]
 
 
 def is_sdk_model(kind: type) -> bool:
@@ -122,3 +124,33 @@ def _is_same(one: Any, other: Any, apart: dict[str, Any]) -> bool:
         return False
     held = {name: item for name, item in other.__dict__.items() if name not in apart} if apart else other.__dict__
     return _is_same(one.__dict__, held, {})
+
+
+_PARSED = (("parsed", "content"), ("parsed", "text"), ("parsed_output", "text"), ("parsed_arguments", "arguments"))
+"""Where the SDKs put what they parsed, and what they parsed it from."""
+
+
+def refit(result: Any, kinds: Iterable[Any]) -> Any:
+    """The result with what was parsed parsed anew, where it is of a class that has been defined again since.
+
+    A notebook that runs a cell twice has two classes that nothing but identity tells apart; stored objects are of the first.
+
+    Args:
+        result: this caller's own.
+        kinds: the classes that this call names.
+    """
+    by_name = {repr(kind): kind for kind in kinds}
+    waiting = [result]
+    while waiting:
+        item = waiting.pop()
+        if type(item) is list:
+            waiting.extend(item)
+        elif is_sdk_model(type(item)):
+            held = item.__dict__
+            for parsed, text in _PARSED:
+                kind = by_name.get(repr(type(held.get(parsed))))
+                if kind is not None and type(held[parsed]) is not kind and type(held.get(text)) is str:
+                    with suppress(Exception):  # validators are the user's code
+                        held[parsed] = sys.modules["pydantic"].TypeAdapter(kind).validate_json(held[text])
+            waiting.extend(held.values())
+    return result

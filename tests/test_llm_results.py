@@ -174,6 +174,24 @@ def test_what_was_parsed_is_of_the_class_that_the_call_names(model: Model, store
     assert model.requests == 1
 
 
+@both
+def test_a_class_that_was_defined_again_is_that_of_the_call(
+    model: Model, store: Callable[..., Any], asynchronous: bool
+) -> None:
+    def define() -> type[pydantic.BaseModel]:
+        class Place(pydantic.BaseModel):
+            name: str
+
+        return Place
+
+    call = store()(WHOLE["chat parsed"].of(model, asynchronous=asynchronous))
+    first, second = define(), define()
+    for kind in (first, first, second, second, first, second):
+        ask = WHOLE["chat parsed"]._replace(arguments=CHAT | {"response_format": kind})
+        assert type(result_of(call, ask, asynchronous=asynchronous).choices[0].message.parsed) is kind
+    assert model.requests == 1
+
+
 @whole
 def test_nobody_can_change_what_the_next_one_gets(model: Model, store: Callable[..., Any], ask: Ask) -> None:
     call = store()(ask.of(model, asynchronous=False))
