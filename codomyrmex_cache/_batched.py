@@ -92,7 +92,7 @@ class BatchMemo(Memo):
             self.counters.add("bypasses")
             return None
         try:
-            keys = [self.keyer.key(self._with(bound, item)) for item in items]
+            keys = self.keyer.keys([self._with(bound, item) for item in items])
         except UnkeyableError as error:
             self._uncached(error, _nothing)
             return None
@@ -160,7 +160,7 @@ class BatchMemo(Memo):
         return [self._with(bound, item) for item in self._pieces.listed(bound[self._place]) or ()]
 
     def _keys(self, bound: tuple[Any, ...]) -> list[Key]:
-        return list(map(self.keyer.key, self._items(bound)))
+        return self.keyer.keys(self._items(bound))
 
     def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
         keys = self._keys(self._given(args, kwargs))

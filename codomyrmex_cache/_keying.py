@@ -16,7 +16,7 @@ from codomyrmex_cache._record import record
 from codomyrmex_cache._sdk import SdkCall, arguments_of, call_of, classes_in
 from codomyrmex_cache._signature import RESERVED, Shape, compile_function
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
-from codomyrmex_cache.keys import Key, Keyer, Part, Transform, encoded
+from codomyrmex_cache.keys import Key, Keyer, Part, Transform, encoded, key_of
 
 if TYPE_CHECKING:
     from codomyrmex_cache._samples import Sample
@@ -133,8 +133,17 @@ class _SdkKeyer(Keyer):
             if not any(kind is known for known in self.classes):
                 self.classes[:] = [*[known for known in self.classes if str(known) != str(kind)][-_MOST_CLASSES:], kind]
 
+    def keys(self, calls: Sequence[Sequence[object]]) -> list[Key]:
+        """The same, with the client and the like encoded but once."""
+        head = self._head or self._make_head()
+        shared = b"".join([head, *(each for _, each in super()._encodings(()))])
+        return [key_of(self.prefix, b"".join([shared, *(each for _, each in self._arguments(bound))])) for bound in calls]
+
     def _encodings(self, values: Sequence[object]) -> Iterator[tuple[str, bytes]]:
         yield from super()._encodings(())
+        yield from self._arguments(values)
+
+    def _arguments(self, values: Sequence[object]) -> Iterator[tuple[str, bytes]]:
         for name, encoding in arguments_of(self._call, self._shape.names, values):
             part = b"" if name in self._ignored else encoded(name, encoding)
             if part:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from hashlib import sha256
 from threading import Lock
 
-from xxhash import xxh3_64_digest, xxh3_128_hexdigest
+from xxhash import xxh3_64_digest
 
 from codomyrmex_cache._encoders import encode
 from codomyrmex_cache._entry import Parts
 from codomyrmex_cache._fork import renew_after_fork
 from codomyrmex_cache.errors import CacheConfigurationError, UnkeyableError
-from codomyrmex_cache.keys import Key, Keyer
+from codomyrmex_cache.keys import Key, Keyer, key_of
 
 __all__ = ["Draw", "LastIsDraw", "OneDraw", "Sample", "Turns", "checked_samples", "drawn"]
 
@@ -40,8 +39,7 @@ def checked_samples(samples: int | None, sample: Sample | None) -> None:
 
 def drawn(key: Key, prefix: str, draw: bytes) -> Key:
     """The key of this draw, encoded, of the call with that key."""
-    whole = key.digest + draw  # exact: all digests are of one length
-    return Key(prefix + xxh3_128_hexdigest(whole), sha256(whole).digest())
+    return key_of(prefix, key.digest + draw)  # exact: all digests are of one length
 
 
 class _OfDraws(Keyer):

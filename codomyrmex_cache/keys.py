@@ -58,6 +58,11 @@ def direct_key(key: object) -> Key:
     return Key(str.__str__(key), b"")  # of a str enum its value, not its name
 
 
+def key_of(prefix: str, whole: bytes) -> Key:
+    """The key of a call with this encoding."""
+    return Key(prefix + xxh3_128_hexdigest(whole), sha256(whole).digest())
+
+
 def owner_of(text: str) -> str:
     """The name of the function whose key this is; empty for keys of the direct API."""
     return text[1:].rpartition(":")[0] if text.startswith("@") else ""
@@ -135,6 +140,10 @@ class Keyer:
             self._memo.fill(fingerprint, found)
         return found
 
+    def keys(self, calls: Sequence[Sequence[object]]) -> list[Key]:
+        """The keys of several calls made at one moment."""
+        return [self.key(bound) for bound in calls]
+
     def _canonical(self, values: Sequence[object], saw_bytes: list[bool] | None = None) -> Key:
         head = self._head or self._make_head()
         if self._memo is None:
@@ -144,7 +153,7 @@ class Keyer:
                 whole = b"".join([head, *[encode_plain(value, 0, saw_bytes) for value in values]])
             except Exception:  # once more, to know which parameter it was
                 whole = b"".join([head, *(encoded for _, encoded in self._encodings(values))])
-        return Key(self.prefix + xxh3_128_hexdigest(whole), sha256(whole).digest())
+        return key_of(self.prefix, whole)
 
     def _encodings(self, values: Sequence[object]) -> Iterator[tuple[str, bytes]]:
         """Each part that differs from call to call, by name."""

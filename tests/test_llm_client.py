@@ -529,6 +529,23 @@ def test_a_list_of_tokens_is_one_text(embed: Any, model: Model) -> None:
     assert model.requests == 3
 
 
+def test_keys_made_together_are_those_made_one_by_one(model: Model) -> None:
+    from codomyrmex_cache._keying import Keying, make_keyer
+    from codomyrmex_cache._signature import shape_of
+
+    create = plain(model).embeddings.create
+    shape = shape_of(create)
+    for keying in (Keying(), Keying(scope=lambda: "tenant"), Keying(sample=3), Keying(ignore=["user"])):
+        keyer = make_keyer(create, shape, keying)
+        calls = [
+            tuple(item if name == "input" else "m" if name == "model" else None for name in shape.names)
+            for item in ("a", "b", [1, 2], "a")
+        ]
+        keys = keyer.keys(calls)
+        assert keys == list(map(keyer.key, calls))
+        assert len(set(keys)) == 3
+
+
 def test_control_methods_of_embeddings(embed: Any, model: Model) -> None:
     assert embed.peek(model="m", input=["a", "b"]) is MISSING
     response = embed(model="m", input=["a", "b"])
