@@ -408,7 +408,50 @@ def test_after_its_leader_is_cancelled_a_crowd_asks_once_more_at_most(made: Make
     assert all(answer == answers[0] for answer in answers)
 
 
+def test_a_crowd_of_embeddings_outlives_its_leader(made: Make, model: Model, backend_name: str) -> None:
+    model.delay = 0.2
+
+    async def main() -> list[Any]:
+        async with made("AsyncOpenAI", backend=backend_name) as client:
+            leader = asyncio.create_task(client.embeddings.create(model="m", input=["a", "b"]))
+            await asyncio.sleep(0.05)
+            others = [asyncio.create_task(client.embeddings.create(model="m", input=["b", "a"])) for _ in range(50)]
+            await asyncio.sleep(0.05)
+            leader.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leader
+            return await asyncio.gather(*others)
+
+    answers = asyncio.run(main())
+    assert sum(map(len, inputs(model))) <= 4
+    assert all(vectors(answer) == [[1, 98], [1, 97]] for answer in answers)
+
+
+def test_a_hundred_threads_make_one_request_for_embeddings(made: Make, model: Model, backend_name: str) -> None:
+    model.delay = 0.2
+    embed = made(backend=backend_name).embeddings.create
+    with ThreadPoolExecutor(100) as pool:
+        answers = list(pool.map(lambda _: embed(model="m", input=["a", "bb"]), range(100)))
+    assert inputs(model) == [["a", "bb"]]
+    assert all(vectors(answer) == [[1, 97], [2, 98]] for answer in answers)
+
+
 # -- what is stored
+
+
+@pytest.mark.parametrize("path", METHODS["openai"][:5])
+def test_no_pickle_is_needed(path: str, made: Make, model: Model, tmp_path: Path) -> None:
+    method, arguments = reached(made(backend="file_based", codec="safe"), path), CALLS[path]
+    first = method(**arguments)
+    another = CacheManager(directory=tmp_path / "files", secret=b"a secret for the tests")
+    client = cache_client(plain(model), backend="file_based", codec="safe", manager=another)
+    again = reached(client, path)(**arguments)
+    another.close()
+    assert again == first
+    assert type(again) is type(first)
+    assert model.requests == 1
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "files").rglob("*") if path.is_file())
+    assert KEY.encode() not in stored
 
 
 @pytest.mark.parametrize("trouble", ["429", "500", "empty", "refused", "truncated", "filtered", "broken"])
