@@ -129,14 +129,31 @@ def test_analysis_of_an_edited_module_is_another_call() -> None:
 def test_llm_calls_sends_one_request_for_each_different_call(run: Run) -> None:
     output = run("llm_calls.py")
 
-    assert numbers(r"blocking: calls (\d+), requests (\d+)", output) == (6, 2)
-    assert numbers(r"another model: calls (\d+), requests (\d+)", output) == (2, 1)
-    assert numbers(r"async: calls (\d+), requests (\d+)", output) == (4, 2)
-    assert numbers(r"concurrent: calls (\d+), requests (\d+)", output) == (10, 1)
-    assert numbers(r"in all: calls (\d+), requests (\d+)", output) == (22, 6)
-    assert "ask: hit rate 62.50%," in output
-    assert "ask_async: hit rate 78.57%," in output
-    assert len(re.findall(r"\d\.\d s saved", output)) == 2
+    counts = re.findall(r"^(.+): calls (\d+), requests (\d+), answers", output, re.M)
+    assert {title: (int(calls), int(requests)) for title, calls, requests in counts} == {
+        "blocking": (6, 2), "another model": (2, 1), "cut short, so not kept": (2, 2), "client": (2, 1), "streamed": (2, 1),
+        "3 samples": (6, 3), "replay": (1, 0), "async": (4, 2), "async, concurrent": (10, 1),
+    }  # fmt: skip
+    assert "streamed: calls 2, requests 1, answers ['HE|LL|O|']" in output
+    assert "embeddings: [[3.0], [3.0]], texts sent so far 2\nembeddings: [[3.0], [5.0]], texts sent so far 3\n" in output
+
+
+def test_llm_calls_shows_what_differs_from_a_recording(run: Run) -> None:
+    said = run("llm_calls.py").partition("replay of another prompt: ")[2].partition("namespace, function, model")[0]
+
+    assert "messages" in said
+    assert "good morning" in said
+    assert "good evening" in said
+
+
+def test_llm_calls_reports_what_was_saved(run: Run) -> None:
+    report = run("llm_calls.py").partition("namespace, function, model")[2]
+
+    lines = {line.split()[0]: line.split()[1:] for line in reversed(report.splitlines()[1:])}  # the first line of a name
+    assert lines["llm-async"][:3] == ["in_memory", "14", "78.6%"]
+    assert lines["llm-async"][-3:] == ["176", "0.1760", "0"]  # 11 of 14 answers, 16 tokens and 0.016 dollars each
+    assert lines["openai.chat.completions.create"][0] == "4"
+    assert lines["large"][:2] == ["2", "50.0%"]
 
 
 # -- direct_api.py

@@ -288,6 +288,14 @@ def test_another_query_or_header_is_another_call(world: World, interface: Interf
 
 
 @every
+@pytest.mark.parametrize(("where", "name"), [("extra_query", "page_token"), ("extra_headers", "x-conversation-token")])
+def test_a_token_that_is_no_credential_counts(world: World, interface: Interface, where: str, name: str) -> None:
+    several = [{where: {name: value}} for value in ("a", "b")]
+
+    assert requests_of(world, world.method(interface), *(interface.request | each for each in several)) == 2
+
+
+@every
 def test_an_unknown_keyword_is_the_sdks_error(world: World, interface: Interface) -> None:
     method = world.method(interface)
 
