@@ -114,6 +114,8 @@ class _Keyed(Keyer):
 class _SdkKeyer(Keyer):
     """A keyer for calls of an SDK, whose code does not count: the answers are the provider's."""
 
+    takes_arguments = False
+
     def __init__(self, call: SdkCall, shape: Shape, keying: Keying, parts: Sequence[Part]) -> None:
         client: Part = ("client", lambda: encode(call.client))
         version = (_SDK_RULES, keying.version)

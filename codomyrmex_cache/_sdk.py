@@ -181,9 +181,10 @@ def _codes(item: Any) -> Iterator[CodeType]:
 # -- secrets -----------------------------------------------------------------------------------------------------------
 
 _SECRET_ENDS = re.compile(
-    r"(^|[-_])(auth|authorization|cookie|credentials?|password|secret|signature|token|apikey|"
-    r"(api|admin|webhook|access|secret|security|subscription|idempotency)[-_]key)$"
+    r"(^|[-_])(auth|authorization|credentials?|password|secret|apikey|idempotency[-_]key|"
+    r"(access|admin|api|auth|bearer|secret|security|session|subscription|webhook)[-_](key|token))$|^(cookie|signature|token)$"
 )
+"""A `page_token` and its like are none: they say what is wanted."""
 
 
 def _is_secret(name: str) -> bool:
