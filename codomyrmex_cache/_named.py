@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 from codomyrmex_cache._arrays import array_recipe, concrete_scalars
-from codomyrmex_cache._models import model_named
+from codomyrmex_cache._models import is_sdk_model, model_named
 from codomyrmex_cache._rebuild import annotations_of, field_names, recipe_for, type_name
 from codomyrmex_cache._sdk import call_of
 from codomyrmex_cache._tagged import Recipe
@@ -181,9 +181,9 @@ def _inside(part: Any) -> Iterable[Any]:
     if isinstance(part, (tuple, list)):  # a namedtuple's fields are found from its class; the parameters of a Callable
         return part
     if _is_class(part):
-        origin = getattr(part, "__pydantic_generic_metadata__", {}).get("origin")  # some make objects of the bare class
-        known = field_names(part) is not None or is_typeddict(part)
-        return (origin, *_fields(part)) if known else ()
+        if is_sdk_model(part):  # an SDK says that it gives `Parsed[T]`, and makes objects of the bare class
+            return (part.__pydantic_generic_metadata__["origin"], *_fields(part))
+        return _fields(part) if field_names(part) is not None or is_typeddict(part) else ()
     if hasattr(part, "__supertype__"):
         return (part.__supertype__,)
     alias = _alias(part)
