@@ -134,7 +134,7 @@ print(*(set(sys.modules) & {"asyncio", "sqlite3", "json", "pickle", "hmac", "ssl
     packages = {name.split(".")[0] for name in foreign.split() if not name.startswith("_")}
     assert packages - {"sitecustomize", "distutils-precedence"} == {"codomyrmex_cache", "xxhash"}
     assert heavy == ""
-    assert len(foreign.split()) <= 60
+    assert sum(name.startswith("codomyrmex_cache") for name in foreign.split()) <= 57  # an environment may bring its own
 
 
 def test_public_names_exist_and_have_documentation() -> None:
