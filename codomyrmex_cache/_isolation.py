@@ -128,9 +128,15 @@ def is_awaitable(value: object) -> bool:
 
 
 def is_single_use(value: object) -> bool:
-    """Whether using `value` once uses it up: iterators, awaitables, open files."""
+    """Whether using `value` once uses it up: iterators, awaitables, open files, an SDK's answer with its connection."""
     kind = type(value)
-    return hasattr(kind, "__next__") or hasattr(kind, "__anext__") or is_awaitable(value) or issubclass(kind, io.IOBase)
+    return (
+        hasattr(kind, "__next__")
+        or hasattr(kind, "__anext__")
+        or is_awaitable(value)
+        or issubclass(kind, io.IOBase)
+        or (kind.__name__.endswith("APIResponse") and kind.__module__.partition(".")[0] in ("openai", "anthropic"))
+    )
 
 
 def is_stream(value: object) -> bool:

@@ -10,11 +10,14 @@ from openai.types.chat import ChatCompletion
 
 from codomyrmex_cache.integrations import cache_client
 
-assert_type(cache_client(OpenAI()), OpenAI)
-assert_type(cache_client(AsyncOpenAI(), namespace="llm", ttl="7d", backend="file_based", samples=3), AsyncOpenAI)
-assert_type(cache_client(AzureOpenAI()).with_options(timeout=5.0), AzureOpenAI)
-assert_type(cache_client(Anthropic()), Anthropic)
-assert_type(cache_client(AsyncAnthropic()), AsyncAnthropic)
-assert_type(
-    cache_client(OpenAI()).chat.completions.create(model="m", messages=[{"role": "user", "content": "hello"}]), ChatCompletion
-)
+
+def clients() -> None:
+    assert_type(cache_client(OpenAI()), OpenAI)
+    assert_type(cache_client(AsyncOpenAI(), namespace="llm", ttl="7d", backend="file_based", samples=3), AsyncOpenAI)
+    assert_type(cache_client(AzureOpenAI()).with_options(timeout=5.0), AzureOpenAI)
+    assert_type(cache_client(Anthropic()), Anthropic)
+    assert_type(cache_client(AsyncAnthropic()), AsyncAnthropic)
+    assert_type(
+        cache_client(OpenAI()).chat.completions.create(model="m", messages=[{"role": "user", "content": "hello"}]),
+        ChatCompletion,
+    )
