@@ -289,7 +289,7 @@ def _enum_recipe(kind: Any) -> Recipe:
         name = value._name_
         if members.get(name) is value:
             return [name, _told(value)]
-        if not _is_plain_flag(kind) or kind(value._value_) is not value:
+        if not _is_plain_flag(kind) or (made := kind(value._value_))._name_ != name or type(made) is not type(value):
             raise CacheCodecError(f"this {kind.__qualname__} is not one of its members")
         return [value._value_, *(part for flag in Flag.__iter__(value) for part in (flag._name_, _told(flag)))]
 
