@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from codomyrmex_cache.errors import CacheConfigurationError
 
@@ -69,8 +69,8 @@ def check_url(url: object) -> str:
         return url
     kind, _ = _kind_of(url)
     try:
-        nodes = _nodes(urlsplit(url).netloc.rpartition("@")[2], _PORTS[kind])
-        database = _path(url)[1] if kind == "sentinel" else urlsplit(url).path
+        nodes = _nodes(_split(url).netloc.rpartition("@")[2], _PORTS[kind])
+        database = _path(url)[1] if kind == "sentinel" else _split(url).path
         int(unquote(database).strip("/") or 0)
     except ValueError:  # what it says may quote a piece of the password
         raise CacheConfigurationError(
@@ -92,7 +92,7 @@ def target_of_url(url: str) -> Target:
     if url.startswith("unix://"):
         options = _options(url, url)
         return Target("single", (options.pop("path"),), options, {}, "", False, without_password(url))
-    parts = urlsplit(url)
+    parts = _split(url)
     credentials, _, hosts = parts.netloc.rpartition("@")
     service, database = _path(url) if kind == "sentinel" else ("", parts.path)
     scheme = "rediss" if tls else "redis"
@@ -183,9 +183,17 @@ def _kind_of(url: str) -> tuple[Kind, bool]:
     return found, base == "rediss"
 
 
+def _split(url: str) -> SplitResult:
+    """The parts of a url that may name several hosts; `urlsplit` of some Pythons takes brackets at the first host only."""
+    rest = url.partition("://")[2]
+    hosts = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    credentials, at, _ = hosts.rpartition("@")
+    return urlsplit(f"redis://{credentials}{at}host{rest[len(hosts) :]}")._replace(netloc=hosts)
+
+
 def _path(url: str) -> tuple[str, str]:
     """Of a sentinel url: the service, and the database as a path."""
-    service, _, database = urlsplit(url).path.lstrip("/").partition("/")
+    service, _, database = _split(url).path.lstrip("/").partition("/")
     return unquote(service), f"/{database}" if database else ""
 
 
