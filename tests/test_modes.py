@@ -227,13 +227,7 @@ def test_a_keyword_leaves_hits_as_quick_as_they_are(manager: CacheManager, name:
     first(1)
     f, runs = decorated(CacheManager(directory=tmp_path / "x", secret=b"a secret of the tests"), "file_based", mode=name)
     assert f(1) == f(1) == [1, 1]
-    names: list[str] = []
-    sys.setprofile(lambda frame, event, argument: names.append(frame.f_code.co_name) if event == "call" else None)
-    try:
-        f(1)
-    finally:
-        sys.setprofile(None)
-    assert "ask" not in names
+    assert "ask" not in called(f)
     assert runs == []
 
 
@@ -252,26 +246,27 @@ def test_what_means_nothing_is_an_error(manager: CacheManager, monkeypatch: pyte
 # -- no hit escapes, and veils are taken off again
 
 
-def quick_frames(f: Callable[[Any], Any]) -> int:
+def called(f: Callable[[Any], Any]) -> list[str]:
+    """The names of the Python functions that a call of it runs."""
     names: list[str] = []
     sys.setprofile(lambda frame, event, argument: names.append(frame.f_code.co_name) if event == "call" else None)
     try:
         f(1)
     finally:
         sys.setprofile(None)
-    return len(names)
+    return names
 
 
 def test_a_hit_is_as_quick_after_a_mode_as_before(manager: CacheManager) -> None:
     own = CacheManager()
     f, _ = decorated(own, "in_memory")
     f(1), f(1)
-    before = quick_frames(f)
+    before = len(called(f))
     with mode("refresh"):
         f(1)
-        assert quick_frames(f) > before
+        assert len(called(f)) > before
     f(1)
-    assert quick_frames(f) == before == HIT_FRAMES
+    assert len(called(f)) == before == HIT_FRAMES
 
 
 def test_a_function_decorated_in_a_mode_obeys(manager: CacheManager) -> None:
@@ -282,7 +277,7 @@ def test_a_function_decorated_in_a_mode_obeys(manager: CacheManager) -> None:
             f(1)
     assert runs == [1, 1]
     f(1), f(1)
-    assert quick_frames(f) == HIT_FRAMES
+    assert len(called(f)) == HIT_FRAMES
     with mode("off"):
         assert f(1) == [1, 3]
 
@@ -307,7 +302,7 @@ def test_a_task_that_outlives_the_block_stays_in_its_mode(manager: CacheManager)
     assert asyncio.run(main()) == ([1, 2], [1, 3])
     gc.collect()
     f(1)
-    assert quick_frames(f) == HIT_FRAMES
+    assert len(called(f)) == HIT_FRAMES
 
 
 def test_threads_in_and_out_of_refresh_never_mix(manager: CacheManager) -> None:
